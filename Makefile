@@ -1,0 +1,35 @@
+# A fresh clone needs python3 (3.11 to 3.13) and pip, nothing else. Every target can be run again at any time.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := -m pip install --quiet --constraint constraints.txt --editable
+DEMO_VENV := $(if $(wildcard .venv/.ready),.venv,.venv-demo)
+LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
+
+.PHONY: setup demo test test-all check bench clean
+
+setup: .venv/.ready  ## .venv with every extra and the development tools
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv && $(BIN)/python $(INSTALL) ".[all,dev]" && touch $@
+
+.venv-demo/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-demo && .venv-demo/bin/python $(INSTALL) ".[demo]" && touch $@
+
+demo: $(DEMO_VENV)/.ready  ## the main job on real text, offline
+	$(DEMO_VENV)/bin/python examples/demo.py
+
+test: setup  ## under 8 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not ($(LEFT_OUT))"
+
+test-all: setup  ## every test this machine can run
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+bench: setup  ## measured against the peers
+	$(BIN)/python -m benchmarks
+
+clean:  ## back to a fresh clone
+	rm -rf .venv .venv-demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

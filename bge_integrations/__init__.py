@@ -1,0 +1,81 @@
+"""BGE embedders and rerankers for LangChain, LlamaIndex and Chroma over one shared copy of each model.
+
+Nothing heavy is imported before it is used: `import bge_integrations` pulls in neither torch nor a framework.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bge_integrations.catalog import ModelSpec, get_spec, list_models
+    from bge_integrations.embed.embedder import BgeEmbedder
+    from bge_integrations.errors import (
+        BgeError,
+        ClosedError,
+        FingerprintMismatchError,
+        ForkedProcessError,
+        InputTooLongError,
+        MissingExtraError,
+        MissingWeightsError,
+        NonFiniteError,
+        OverBudgetError,
+        OverloadedError,
+        UnknownModelError,
+        UnsupportedModelError,
+        WrongKindError,
+    )
+    from bge_integrations.rerank.reranker import BgeReranker
+    from bge_integrations.runtime.cache import ModelCache, default_cache
+    from bge_integrations.types import Pooling, RerankResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BgeEmbedder",
+    "BgeError",
+    "BgeReranker",
+    "ClosedError",
+    "FingerprintMismatchError",
+    "ForkedProcessError",
+    "InputTooLongError",
+    "MissingExtraError",
+    "MissingWeightsError",
+    "ModelCache",
+    "ModelSpec",
+    "NonFiniteError",
+    "OverBudgetError",
+    "OverloadedError",
+    "Pooling",
+    "RerankResult",
+    "UnknownModelError",
+    "UnsupportedModelError",
+    "WrongKindError",
+    "__version__",
+    "default_cache",
+    "get_spec",
+    "list_models",
+]
+
+_HOMES = {
+    "BgeEmbedder": "embed.embedder",
+    "BgeReranker": "rerank.reranker",
+    "ModelCache": "runtime.cache",
+    "ModelSpec": "catalog",
+    "Pooling": "types",
+    "RerankResult": "types",
+    "default_cache": "runtime.cache",
+    "get_spec": "catalog",
+    "list_models": "catalog",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
