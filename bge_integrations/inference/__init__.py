@@ -1,0 +1,1 @@
+"""Token ids in, numbers out: tokenizing, batching, the queue and the backends."""

@@ -1,0 +1,39 @@
+"""The seam between the queue and the devices."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_integrations.inference.batch import TokenBatch
+from bge_integrations.inference.heads import Head
+
+
+class DeviceMemoryError(Exception):
+    """A forward did not fit the device's memory; the queue halves its budget and goes on."""
+
+
+class Backend(Protocol):
+    """One model's weights on one device."""
+
+    padded: bool
+    """Whether a forward computes padding, so that it costs its longest text times the number of texts."""
+    engine: str
+    """How it runs and why, for people: "packed", "padded: ...", "sentence_transformers: ..."."""
+    nbytes: int
+    """Bytes of the weights on the device."""
+
+    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> NDArray[np.float32]:
+        """One forward: float32 (texts, width) rows in the order of the batch.
+
+        Args:
+            batch: The texts.
+            head: What to keep.
+            exact: Compute in float32, whatever the weights' dtype.
+
+        Raises:
+            DeviceMemoryError: The forward did not fit.
+        """
+
+    def close(self) -> None:
+        """Frees the weights."""

@@ -1,0 +1,111 @@
+"""Attention over a packed row of tokens: each text attends to itself alone.
+
+Registered with transformers as an attention function, so its own model classes run without padding. Where each text
+begins travels with every forward as `cu_seqlens`, never as a global.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "bge_varlen"
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - transformers passes it; packed rows need none
+    *,
+    scaling: float,
+    cu_seqlens: torch.Tensor,
+    seqlens: list[int],
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a packed row.
+
+    Args:
+        module: The attention module; its `is_causal` decides where the keyword is absent.
+        query: (1, heads, tokens, head size); key and value the same, perhaps with fewer heads.
+        key: See `query`.
+        value: See `query`.
+        attention_mask: Unused: there is no padding.
+        scaling: Factor on the dot products.
+        cu_seqlens: int32 (texts + 1,) on the device: where each text begins.
+        seqlens: Tokens of each text, known to the host without a synchronisation.
+        sliding_window: Attend at most this many tokens back.
+        softcap: Refused: torch's kernel has none.
+        is_causal: Attend only to earlier tokens.
+
+    Returns:
+        (1, tokens, heads, head size), and None for the weights.
+
+    Raises:
+        NotImplementedError: `softcap` was given.
+    """
+    if softcap is not None:
+        raise NotImplementedError("Packed attention has no softcap; run this model padded.")
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    if query.is_cuda:
+        return _kernel(query, key, value, scaling, cu_seqlens, max(seqlens), sliding_window, causal), None
+    return _per_text(query, key, value, scaling, seqlens, sliding_window, causal), None
+
+
+def _kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    sliding_window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    back = -1 if sliding_window is None else sliding_window - 1
+    window = (back, 0) if causal else (back, back)
+    q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+    out = varlen_attn(
+        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+        scale=scaling, window_size=window, enable_gqa=k.shape[1] != q.shape[1],
+    )  # fmt: skip
+    return cast("torch.Tensor", out).unsqueeze(0)
+
+
+def _per_text(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    seqlens: list[int],
+    sliding_window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    grouped = key.shape[1] != query.shape[1]
+    outs = []
+    for q, k, v in zip(*(torch.split(part, seqlens, dim=2) for part in (query, key, value)), strict=True):
+        length = q.shape[2]
+        mask = _window_mask(length, sliding_window, causal, q.device) if (sliding_window or length) < length else None
+        outs.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+def _window_mask(length: int, sliding_window: int | None, causal: bool, device: torch.device) -> torch.Tensor:
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    near = distance.abs() < (sliding_window or length)
+    return near & (distance >= 0) if causal else near
+
+
+AttentionInterface.register(NAME, varlen_attention)

@@ -1,0 +1,113 @@
+"""One loaded model with its worker: texts or pairs in, one future a call out."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from bge_integrations.inference.backends.base import Backend
+from bge_integrations.inference.batch import Encoding
+from bge_integrations.inference.call import Call, Output
+from bge_integrations.inference.device_lock import device_lock
+from bge_integrations.inference.heads import Head
+from bge_integrations.inference.queue import Queue
+from bge_integrations.inference.tokenize import TextTokenizer
+
+Check = Callable[[int, Encoding], None]
+
+
+def accept(index: int, encoding: Encoding) -> None:
+    """The check that refuses nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done so far."""
+
+    queue_depth: int
+    batches: int
+    tokens: int
+    truncations: int
+
+
+class Engine:
+    """Tokenizer, backend and queue of one loaded model.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        backend: The model's weights on a device.
+        device: The device's name; forwards on one device take turns.
+        max_batch_tokens: Tokens of a forward where a call names no limit.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, backend: Backend, *, device: str, max_batch_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.backend = backend
+        self.max_batch_tokens = max_batch_tokens
+        self._queue = Queue(backend, device_lock(device))
+
+    def submit_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        head: Head,
+        max_length: int,
+        prefix: str = "",
+        max_batch_tokens: int | None = None,
+        check: Check = accept,
+        first: int = 0,
+    ) -> Future[Output]:
+        """Queues texts, each with `prefix` before it.
+
+        Messages count them from `first`.
+
+        Returns:
+            A future of rows, float32 (n, width), and of the texts that were cut to `max_length` tokens.
+
+        Raises:
+            OverloadedError: Too many calls wait.
+            ClosedError: The engine is closed.
+        """
+
+        def encode(window: Sequence[str]) -> list[Encoding]:
+            return self.tokenizer.texts([prefix + text for text in window], max_length=max_length)
+
+        return self._submit(Call(texts, encode, check, head, max_batch_tokens or self.max_batch_tokens, first))
+
+    def submit_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        head: Head,
+        max_length: int,
+        query_max_length: int,
+        prefixes: tuple[str, str] = ("", ""),
+        max_batch_tokens: int | None = None,
+        check: Check = accept,
+        first: int = 0,
+    ) -> Future[Output]:
+        """Queues (query, passage) pairs, each side with its prefix; otherwise as `submit_texts`."""
+        before_query, before_passage = prefixes
+
+        def encode(window: Sequence[tuple[str, str]]) -> list[Encoding]:
+            prefixed = [(before_query + query, before_passage + passage) for query, passage in window]
+            return self.tokenizer.pairs(prefixed, max_length=max_length, query_max_length=query_max_length)
+
+        return self._submit(Call(pairs, encode, check, head, max_batch_tokens or self.max_batch_tokens, first))
+
+    @property
+    def stats(self) -> EngineStats:
+        queue = self._queue
+        return EngineStats(queue.depth, queue.batches, queue.tokens, queue.truncated)
+
+    def close(self) -> None:
+        """Ends the worker after its running batch; calls that wait get `ClosedError`."""
+        self._queue.close()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for a closed engine's worker, then frees the weights."""
+        self._queue.join(timeout)
+        self.backend.close()
+
+    def _submit(self, call: Call) -> Future[Output]:
+        self._queue.submit(call)
+        return call.future

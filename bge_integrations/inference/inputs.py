@@ -1,0 +1,33 @@
+"""What a caller may pass as texts."""
+
+from collections.abc import Iterable
+
+
+def iterable_of_texts(texts: Iterable[str], name: str = "texts") -> Iterable[str]:
+    """The texts themselves, if they may be strings.
+
+    Raises:
+        TypeError: One bare string, or something that is no iterable.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be a list of strings, not {type(texts).__name__}. For one text pass [text].")
+    return texts
+
+
+def checked_texts(texts: Iterable[str], name: str = "texts", start: int = 0) -> list[str]:
+    """The texts as a list.
+
+    Args:
+        texts: Any iterable of strings.
+        name: What the caller calls it.
+        start: Index of the first text, for messages.
+
+    Raises:
+        TypeError: One bare string, something that is no iterable, or an element that is no string, with its index.
+    """
+    listed = list(iterable_of_texts(texts, name))
+    if set(map(type, listed)) - {str}:
+        for index, text in enumerate(listed, start):
+            if not isinstance(text, str):
+                raise TypeError(f"{name}[{index}] is {type(text).__name__}, not a string: {text!r:.60}.")
+    return listed

@@ -1,0 +1,220 @@
+"""The micro-batching queue: one worker thread a model, one future a call.
+
+When the device is free the worker takes what waits, up to the token budget, and runs it: no timer, so a lone request
+waits for nobody, and load makes batches grow by themselves. Calls take turns by batch, so a live query never waits for
+a bulk job to end.
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteError, OverloadedError
+from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
+from bge_integrations.inference.batch import TokenBatch
+from bge_integrations.inference.batching import BatchSize
+from bge_integrations.inference.call import Call, FloatArray, Item
+from bge_integrations.inference.device_lock import DeviceLock
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_CALLS = 10_000
+LOOKAHEAD = 8
+"""Batches' worth of tokens that a call keeps tokenized: enough to sort by length, little enough to hold."""
+CLEAN_BATCHES = 16
+"""Batches without an out-of-memory after which the budget that one had halved is doubled again."""
+
+
+class Queue:
+    """Runs calls on one backend.
+
+    Args:
+        backend: Where batches run.
+        device: The device's lock; a forward holds it.
+        max_waiting: Calls that may wait; one more raises `OverloadedError`.
+    """
+
+    def __init__(self, backend: Backend, device: DeviceLock, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
+        self._backend = backend
+        self._device = device
+        self._max_waiting = max_waiting
+        self._condition = threading.Condition()
+        self._calls: list[Call] = []
+        self._closed = False
+        self._worker: threading.Thread | None = None
+        self._turn = 0
+        self._budget: int | None = None
+        self._failed_at = self._clean = 0
+        self.batches = self.tokens = self.truncated = 0
+
+    @property
+    def depth(self) -> int:
+        """Calls that wait or run."""
+        return len(self._calls)
+
+    def submit(self, call: Call) -> None:
+        """Adds a call; its future tells the rest. Never blocks.
+
+        Raises:
+            OverloadedError: Too many calls wait.
+            ClosedError: The queue is closed.
+        """
+        with self._condition:
+            if self._closed:
+                raise ClosedError("The model was unloaded while the call waited; call again to load it anew.")
+            if len(self._calls) >= self._max_waiting:
+                raise OverloadedError(
+                    f"{len(self._calls)} calls wait for this model already. Try again later, or send fewer at a time."
+                )
+            call.last_turn = self._turn
+            self._calls.append(call)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="bge-engine", daemon=True)
+                self._worker.start()
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Ends the worker after its running batch; calls that still wait get `ClosedError`."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for the worker to end."""
+        worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join(timeout)
+
+    def _work(self) -> None:
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """Waits for calls and runs one batch of them; False when the queue is closed."""
+        with self._condition:
+            while True:
+                self._calls[:] = [call for call in self._calls if not call.done]
+                if self._closed:
+                    for call in self._calls:
+                        call.fail(ClosedError("The model was closed while the call waited."))
+                    self._calls.clear()
+                    return False
+                if self._calls:
+                    break
+                self._condition.wait()
+            calls = list(self._calls)
+        self._turn += 1
+        if items := self._assemble(self._in_turn(calls)):
+            self._run(items)
+        return True
+
+    def _in_turn(self, calls: list[Call]) -> list[Call]:
+        """Least served first, and of those the shortest, so a fresh query passes every bulk job.
+
+        Every other batch begins with the call that waited longest, so fresh queries can't starve a bulk job.
+        """
+        calls.sort(key=lambda call: (call.served, len(call.texts)))
+        if self._turn % 2:
+            longest_waiting = min(calls, key=lambda call: call.last_turn)
+            calls.remove(longest_waiting)
+            calls.insert(0, longest_waiting)
+        return calls
+
+    def _assemble(self, calls: Sequence[Call]) -> list[Item]:
+        """Takes texts, call after call, until the budget is full; a call that can't be tokenized fails alone."""
+        size, items, limit = BatchSize(self._backend.padded), list[Item](), self._budget or sys.maxsize
+        for call in calls:
+            if items and call.head != items[0].call.head:
+                continue
+            try:
+                call.refill(LOOKAHEAD * call.max_batch_tokens)
+            except BaseException as error:  # a panic in the tokenizer is no Exception
+                call.fail(error)
+                continue
+            shared = min(limit, call.max_batch_tokens)
+            if items and size.tokens > shared:
+                continue
+            before = len(items)
+            while (item := call.peek()) and size.fits(len(item.encoding), shared):
+                items.append(call.take())
+                size = size.with_text(len(item.encoding))
+            if len(items) > before:
+                limit = shared
+                call.served += sum(len(item.encoding) for item in items[before:])
+                call.last_turn = self._turn
+            if size.tokens >= limit:
+                break
+        return items
+
+    def _run(self, items: list[Item]) -> None:
+        try:
+            rows = self._finite(items, self._forward(items))
+        except DeviceMemoryError as error:
+            self._halve(items, error)
+        except BaseException as error:  # every caller in the batch gets it, whatever it is; the worker lives on
+            for call in {item.call for item in items}:
+                call.fail(error)
+        else:
+            self._count(items)
+            for call, chosen in _by_call(items).items():
+                call.deliver([items[i].index for i in chosen], rows[chosen])
+
+    def _forward(self, items: Sequence[Item], *, exact: bool = False) -> FloatArray:
+        batch = TokenBatch.of([item.encoding for item in items])
+        with self._device:
+            return self._backend.run(batch, items[0].call.head, exact=exact)
+
+    def _finite(self, items: Sequence[Item], rows: FloatArray) -> FloatArray:
+        """Recomputes rows with NaN or infinity in float32; a call whose row stays so fails, the others go on."""
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+        if not bad:
+            return rows
+        logger.warning("%d of %d rows were not finite; computing them again in float32", len(bad), len(rows))
+        rows[bad] = self._forward([items[i] for i in bad], exact=True)
+        for i in bad:
+            if not np.isfinite(rows[i]).all():
+                items[i].call.fail(
+                    NonFiniteError(f"The model gives NaN or infinity for text {items[i].position}, in float32 too.")
+                )
+        return rows
+
+    def _halve(self, items: Sequence[Item], error: DeviceMemoryError) -> None:
+        """After an out-of-memory: half the tokens from now on, and the same texts again."""
+        if len(items) == 1:
+            (item,) = items
+            failure = InputTooLongError(
+                f"Text {item.position} has {len(item.encoding)} tokens, and a forward over it alone does not fit the "
+                f"device's memory. Set a smaller max_length, or free memory on the device. ({error})"
+            )
+            failure.__cause__ = error
+            item.call.fail(failure)
+            return
+        size = BatchSize(self._backend.padded)
+        for item in items:
+            size = size.with_text(len(item.encoding))
+        self._budget, self._clean = max(1, size.tokens // 2), 0
+        self._failed_at = size.tokens
+        logger.warning("out of memory at %d tokens a batch; going on with %d", size.tokens, self._budget)
+        for call, chosen in _by_call(items).items():
+            call.put_back([items[i] for i in chosen])
+
+    def _count(self, items: Sequence[Item]) -> None:
+        self.batches += 1
+        self.tokens += sum(len(item.encoding) for item in items)
+        self.truncated += sum(len(item.encoding) < item.encoding.full_length for item in items)
+        if self._budget is not None:
+            self._clean += 1
+            if self._clean == CLEAN_BATCHES:
+                grown = 2 * self._budget
+                self._budget, self._clean = (grown if grown < 2 * self._failed_at else None), 0
+
+
+def _by_call(items: Sequence[Item]) -> dict[Call, list[int]]:
+    """Positions in `items` of each call's texts."""
+    positions: dict[Call, list[int]] = {}
+    for position, item in enumerate(items):
+        positions.setdefault(item.call, []).append(position)
+    return positions
