@@ -1,0 +1,1 @@
+"""Weights on devices: where they come from, where they live, when they leave."""

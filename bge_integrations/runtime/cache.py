@@ -1,0 +1,276 @@
+"""One copy of each model's weights a process, whoever uses it.
+
+A call leases a model for as long as it lasts; an idle model stays warm until its room is needed.
+"""
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from bge_integrations.inference.device_lock import forget_device_locks
+from bge_integrations.inference.engine import Engine
+from bge_integrations.runtime import loader
+from bge_integrations.runtime.device import parse_budget
+from bge_integrations.runtime.folder import LOCAL, revision_of
+from bge_integrations.runtime.residents import Resident, Residents
+from bge_integrations.runtime.source import (
+    ModelSource,
+    Resolved,
+    forget_download_lock,
+    locate,
+    names_of,
+    resolve,
+)
+
+T = TypeVar("T")
+Start = Callable[[Engine], Future[T]]
+Prepare = Callable[[Resolved], Start[T]]
+"""Plans a call from the model's files, or refuses it before weights load; then starts it on the engine."""
+
+_EXIT_SECONDS = 1.5
+"""How long the end of the process waits for a running forward."""
+
+
+class ModelCache:
+    """Shares loaded models among every object, thread and framework of the process.
+
+    The key is what decides the bytes on the device: model, revision, backend, device, dtype. Instructions, lengths and
+    batch sizes belong to the callers. Loading is single-flight; a model in use is never evicted; the least recently
+    used idle one leaves when a load needs its room.
+
+    Args:
+        budget: Most bytes of weights on each device: bytes, a size such as "20GiB", or a fraction of the device's
+            memory as a float. None sets no limit.
+        name: A pickled cache comes back, in any process, as the one cache of its name. None makes a private name.
+
+    Raises:
+        ValueError: `budget` is not a size.
+
+    Example:
+        >>> cache = ModelCache(budget="20GiB")
+        >>> cache.stats()["models"]
+        []
+    """
+
+    def __init__(self, budget: int | float | str | None = None, name: str | None = None) -> None:
+        self.budget = budget
+        self.name = name or f"cache-{os.urandom(6).hex()}"
+        self._residents = Residents(parse_budget(budget))
+        self._lock = threading.Lock()
+        self._known: dict[ModelSource, Resolved] = {}
+        self._missed: dict[ModelSource, list[tuple[Prepare[Any], Future[Any]]]] = {}
+        self._loaders: set[threading.Thread] = set()
+        if self.name in _caches:
+            raise ValueError(f'This process has a ModelCache named "{self.name}" already; share that object.')
+        _caches[self.name] = self
+        weakref.finalize(self, _close, self._residents, self._loaders)
+
+    def submit(self, source: ModelSource, prepare: Prepare[T]) -> "Future[T]":
+        """Runs a call on the loaded model; loads the model first if need be. Never blocks.
+
+        Args:
+            source: What to load.
+            prepare: Given what `source` led to, returns a function that queues the call on the engine and returns its
+                future. The model is leased until that future is done. It may run twice: once to refuse a call before
+                weights load.
+
+        Returns:
+            A future of what the call gives. Cancelling it cancels the call.
+        """
+        outcome: Future[T] = Future()
+        resolved = self._current(source)
+        resident = self._residents.lease_if_ready(resolved.key) if resolved else None
+        if resident and resolved:
+            self._serve(resident, resolved, prepare, outcome)
+            return outcome
+        with self._lock:
+            missed = self._missed.setdefault(source, [])
+            missed.append((prepare, outcome))
+            if len(missed) == 1:
+                thread = threading.Thread(target=self._fetch, args=(source,), name="bge-loader", daemon=True)
+                self._loaders.add(thread)
+                thread.start()
+        return outcome
+
+    def resolve(self, source: ModelSource) -> Resolved:
+        """What a source leads to, without loading weights. May download files, and blocks while it does."""
+        resolved = self._current(source)
+        if resolved is None:
+            resolved = self._known[source] = resolve(source, locate(source))
+        return resolved
+
+    def stats(self) -> dict[str, Any]:
+        """What is resident and what has happened: plain builtins, for logs and dashboards.
+
+        Returns:
+            `models`, a list with one dict a resident model (model, revision, backend, device, dtype, bytes, engine,
+            leases, queue_depth, batches, tokens, truncations), `loads`, `evictions`, and `budget`.
+        """
+        models = [
+            asdict(resident.key)
+            | {"bytes": resident.nbytes, "engine": resident.loaded.backend.engine, "leases": resident.leases}
+            | asdict(resident.loaded.stats)
+            for resident in self._residents.loaded()
+        ]
+        loads, evictions = self._residents.loads, self._residents.evictions
+        return {"models": models, "loads": loads, "evictions": evictions, "budget": self.budget}
+
+    def unload(self, model: str) -> int:
+        """Frees a model on every device, after the calls in flight; calls that come meanwhile load it anew.
+
+        Args:
+            model: An id, alias or folder, as given to an embedder or reranker.
+
+        Returns:
+            How many copies (devices, dtypes, backends) were freed; 0 if it was not resident.
+        """
+        names = names_of(model)
+        return self._residents.leave(lambda key: key.model in names)
+
+    def clear(self) -> int:
+        """Frees every model, after the calls in flight. Returns how many."""
+        return self._residents.leave(lambda _: True)
+
+    def __repr__(self) -> str:
+        return f"ModelCache(budget={self.budget!r}, name={self.name!r})"
+
+    def __copy__(self) -> "ModelCache":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelCache":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _cache_named, (self.name, self.budget)
+
+    def abandon(self) -> bool:
+        """In a forked child: leaves the parent's models alone, neither used nor freed, and begins anew.
+
+        Returns:
+            Whether there were any.
+        """
+        left = self._residents.abandon()
+        _abandoned.append(left)
+        self._known.clear()
+        self._missed.clear()
+        self._loaders.clear()
+        self._lock = threading.Lock()
+        return bool(left)
+
+    def _current(self, source: ModelSource) -> Resolved | None:
+        """What `source` is known to lead to, unless its folder has changed since; a vanished one keeps what it was."""
+        resolved = self._known.get(source)
+        if resolved is None or not resolved.key.revision.startswith(LOCAL):
+            return resolved
+        try:
+            return resolved if revision_of(resolved.folder.root) == resolved.key.revision else None
+        except OSError:
+            return resolved
+
+    def _serve(self, resident: Resident, resolved: Resolved, prepare: Prepare[T], outcome: "Future[T]") -> None:
+        """Starts one leased call and ties its future to `outcome`."""
+        try:
+            work = prepare(resolved)(resident.loaded)
+        except BaseException as error:
+            self._residents.release(resident)
+            _fail(outcome, error)
+            return
+
+        def finish(done: "Future[T]") -> None:
+            self._residents.release(resident)
+            if done.cancelled() or not outcome.set_running_or_notify_cancel():
+                return
+            error = done.exception()
+            outcome.set_result(done.result()) if error is None else outcome.set_exception(error)
+
+        work.add_done_callback(finish)
+        outcome.add_done_callback(lambda done: work.cancel() if done.cancelled() else None)
+
+    def _fetch(self, source: ModelSource) -> None:
+        """In a thread of its own: loads what `source` names, then serves every call that waits for it."""
+        try:
+            resolved = self.resolve(source)
+            if not self._still_wanted(source, resolved):
+                return
+            resident = self._residents.lease(resolved)
+        except BaseException as error:
+            for _, outcome in self._missed_calls(source):
+                _fail(outcome, error)
+            return
+        for prepare, outcome in self._missed_calls(source):
+            self._residents.lease_again(resident)
+            self._serve(resident, resolved, prepare, outcome)
+        self._residents.release(resident)
+
+    def _still_wanted(self, source: ModelSource, resolved: Resolved) -> bool:
+        """Refuses bad calls before weights load; whether any call is left to load them for."""
+        refused = []
+        for call in list(self._missed[source]):
+            try:
+                call[0](resolved)
+            except Exception as error:
+                refused.append(call)
+                _fail(call[1], error)
+        with self._lock:
+            self._missed[source] = [call for call in self._missed[source] if call not in refused]
+            if not self._missed[source]:
+                del self._missed[source]
+                self._loaders.discard(threading.current_thread())
+            return source in self._missed
+
+    def _missed_calls(self, source: ModelSource) -> list[tuple[Prepare[Any], Future[Any]]]:
+        with self._lock:
+            self._loaders.discard(threading.current_thread())
+            return self._missed.pop(source)
+
+
+_caches: weakref.WeakValueDictionary[str, ModelCache] = weakref.WeakValueDictionary()
+_abandoned: list[list[Resident]] = []
+
+
+_naming = threading.Lock()
+
+
+def default_cache() -> ModelCache:
+    """The process-wide cache: what `cache=None` means everywhere."""
+    return _default
+
+
+def _cache_named(name: str, budget: int | float | str | None) -> ModelCache:
+    with _naming:
+        return _caches.get(name) or ModelCache(budget, name)
+
+
+def _fail(outcome: Future[Any], error: BaseException) -> None:
+    if outcome.set_running_or_notify_cancel():
+        outcome.set_exception(error)
+
+
+def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
+    """When a cache is dropped or the process ends: stops the workers, so that none runs into the interpreter's end."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    engines = [resident.loaded for resident in residents.loaded()]
+    for engine in engines:
+        engine.close()
+    for engine in engines:
+        engine.join(max(0.0, deadline - time.monotonic()))
+    for thread in list(loaders):
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _after_fork_in_child() -> None:
+    left = [cache.abandon() for cache in list(_caches.values())]
+    if any(left):
+        loader.single_threaded_from_now_on()
+    forget_device_locks()
+    loader.forget_load_lock()
+    forget_download_lock()
+
+
+_default = ModelCache(name="default")
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,120 @@
+"""Devices, dtypes and bytes."""
+
+import os
+import re
+
+from bge_integrations.errors import ForkedProcessError
+
+_DTYPES = {
+    "fp32": "float32",
+    "float": "float32",
+    "float32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "float16": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+}
+_DEFAULT_DTYPE = {"cpu": "float32", "mps": "float32", "cuda": "float16"}
+"""The reference computes in float32 on a CPU and in float16 on a GPU (FlagEmbedding's use_fp16 default)."""
+_DEFAULT_BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def normalize_dtype(dtype: object) -> str | None:
+    """One name for "fp16", "float16" and `torch.float16`; None stays None.
+
+    Raises:
+        ValueError: The dtype is not float32, float16 or bfloat16.
+    """
+    if dtype is None:
+        return None
+    name = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if name is None:
+        raise ValueError(f"dtype={dtype!r} is not known. Use float32, float16, bfloat16, or None for the device's own.")
+    return name
+
+
+def normalize_device(device: object) -> str | None:
+    """One name for "cuda", "cuda:0" and `torch.device("cuda")`; None stays None. Touches no device.
+
+    Raises:
+        ValueError: The name is not "cpu", "mps", "cuda" or "cuda:N".
+    """
+    if device is None:
+        return None
+    name = {"cuda": "cuda:0", "cpu:0": "cpu", "mps:0": "mps"}.get(str(device), str(device))
+    if not re.fullmatch(r"cpu|mps|cuda:\d+", name):
+        raise ValueError(
+            f'device={device!r} is not known. Use "cpu", "mps", "cuda", "cuda:N", or None for the best one.'
+        )
+    return name
+
+
+def resolve_device(device: str | None) -> str:
+    """The device itself; None takes cuda, else mps, else cpu.
+
+    Raises:
+        ForkedProcessError: A forked child of a process that had used CUDA.
+        ValueError: The machine has no such device.
+    """
+    import torch
+
+    if torch.cuda._is_in_bad_fork():  # noqa: SLF001 - asks without touching the GPU
+        raise ForkedProcessError(
+            "This process was forked from one that had used CUDA, so it cannot use the GPU. Start workers with "
+            'multiprocessing.get_context("spawn"), or load models only after the fork.'
+        )
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device is None:
+        return "cuda:0" if cuda else "mps" if mps else "cpu"
+    there = {"cpu": True, "mps": mps}.get(device, cuda and int(device.rpartition(":")[2]) < torch.cuda.device_count())
+    if not there:
+        raise ValueError(f'device="{device}" is not on this machine. Use device=None for the best one there is.')
+    return device
+
+
+def default_dtype(device: str) -> str:
+    """The dtype of weights on `device` where the caller names none."""
+    return _DEFAULT_DTYPE[device.partition(":")[0]]
+
+
+def default_batch_tokens(device: str) -> int:
+    """Tokens of a forward on `device` where the caller names none."""
+    return _DEFAULT_BATCH_TOKENS[device.partition(":")[0]]
+
+
+def total_bytes(device: str) -> int:
+    """The device's memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def parse_budget(budget: int | float | str | None) -> int | float | None:
+    """A cache's budget: bytes as an int, a fraction of the device as a float, None for no limit.
+
+    Raises:
+        ValueError: Not a positive number of bytes, a size such as "20GiB", or a fraction up to 1.0.
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B|)\s*", budget.upper())
+        if match and (size := int(float(match[1]) * _UNITS[match[2]])):
+            return size
+    elif (type(budget) is int and budget > 0) or (type(budget) is float and 0 < budget <= 1):
+        return budget
+    raise ValueError(f'budget={budget!r} is not a size. Use bytes, a size such as "20GiB", or a fraction such as 0.5.')

@@ -1,0 +1,224 @@
+"""What a model folder's own files say, read without loading weights or any framework."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bge_integrations.errors import MissingWeightsError, UnknownModelError, UnsupportedModelError
+from bge_integrations.types import Pooling
+
+LOCAL = "local-"
+"""What a local folder's revision begins with; a hub revision is a commit hash."""
+
+_POOLING_MODES = {
+    "cls": Pooling.CLS,
+    "cls_token": Pooling.CLS,
+    "mean": Pooling.MEAN,
+    "mean_tokens": Pooling.MEAN,
+    "lasttoken": Pooling.LAST_TOKEN,
+}
+_ROBERTA_POSITIONS = ("xlm-roberta", "roberta", "camembert")
+"""Architectures whose position ids begin at pad_token_id + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One entry of modules.json: the class's last name, and its own config."""
+
+    name: str
+    type: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A model folder's facts.
+
+    Attributes:
+        root: The folder.
+        path: Where config.json, tokenizer and weights are: the folder itself, or its Transformer module's.
+        config: config.json.
+        modules: modules.json with each module's config; empty without the file.
+        prompts: Name to text, from config_sentence_transformers.json.
+        default_prompt: The text that sentence-transformers adds where no prompt is named.
+        cross_encoder: Whether sentence-transformers wrote it as a cross-encoder.
+        settings: sentence_bert_config.json.
+        tokenizer: tokenizer_config.json.
+    """
+
+    root: Path
+    path: Path
+    config: Mapping[str, Any]
+    modules: tuple[Module, ...]
+    prompts: Mapping[str, str]
+    default_prompt: str
+    cross_encoder: bool
+    settings: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type", ""))
+
+    @property
+    def is_reranker(self) -> bool:
+        """Whether the files describe a sequence classifier, which scores pairs."""
+        names = self.config.get("architectures") or [""]
+        return self.cross_encoder or str(names[0]).endswith("ForSequenceClassification")
+
+    @property
+    def labels(self) -> int:
+        """Outputs of the classification head."""
+        return int(self.config.get("num_labels") or len(self.config.get("id2label") or {}) or 2)
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """The one pooling of the pipeline; None without modules.json or with a pooling that only the library knows."""
+        configs = [module.config for module in self.modules if module.type == "Pooling"]
+        modes = _modes(configs[0]) if len(configs) == 1 else ()
+        return _POOLING_MODES.get(modes[0]) if len(modes) == 1 else None
+
+    @property
+    def include_prompt(self) -> bool:
+        """Whether a prompt's tokens take part in the pooling."""
+        return all(m.config.get("include_prompt", True) for m in self.modules if m.type == "Pooling")
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the pipeline ends in vectors of length 1."""
+        return any(module.type == "Normalize" for module in self.modules)
+
+    @property
+    def dim(self) -> int:
+        """Length of the pipeline's vectors."""
+        dim = int(self.config.get("hidden_size") or self.config.get("d_model") or self.config.get("dim") or 0)
+        for module in self.modules:
+            if module.type == "Pooling":
+                dim *= max(1, len(_modes(module.config)))
+            elif module.type == "Dense":
+                dim = int(module.config["out_features"])
+        return dim
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens the position embeddings can take, special tokens included."""
+        positions = self.config.get("max_position_embeddings")
+        if not isinstance(positions, int) or positions <= 0:
+            return None
+        return (
+            positions - self.config.get("pad_token_id", 1) - 1 if self.model_type in _ROBERTA_POSITIONS else positions
+        )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens at which sentence-transformers would cut a text of this folder."""
+        limits = (self.settings.get("max_seq_length") or self.tokenizer.get("model_max_length"), self.positions)
+        return min((int(limit) for limit in limits if limit), default=512)
+
+    def weights(self) -> tuple[Path, ...]:
+        """The weight files: safetensors where there are some, else `.bin`.
+
+        Raises:
+            MissingWeightsError: The folder has neither.
+        """
+        for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+            if files := sorted(self.path.glob(pattern)):
+                return tuple(files)
+        raise MissingWeightsError(
+            f"{self.path} holds no weights: neither model.safetensors nor pytorch_model.bin (or their shards). "
+            "Download the folder again, or save the model with save_pretrained()."
+        )
+
+    def module_weights(self) -> tuple[Path, ...]:
+        """The weight files of the pipeline's other modules, such as Dense."""
+        folders = [self.root / module.name for module in self.modules if module.name]
+        return tuple(sorted(f for d in folders if d != self.path for f in (*d.glob("*.safetensors"), *d.glob("*.bin"))))
+
+
+def read_folder(path: Path) -> Folder:
+    """Reads a folder's JSON files.
+
+    Raises:
+        UnknownModelError: There is no such folder, or no config.json in it.
+        UnsupportedModelError: A sentence-transformers pipeline whose first module is not `Transformer`.
+        ValueError: A file is not JSON.
+    """
+    if not path.is_dir():
+        raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
+    modules = _modules(path)
+    if modules and modules[0].type != "Transformer":
+        raise UnsupportedModelError(
+            f"{path} is a sentence-transformers pipeline that begins with {modules[0].type}; only pipelines that begin "
+            "with Transformer can be run."
+        )
+    inner = path / modules[0].name if modules else path
+    if not (inner / "config.json").is_file():
+        raise UnknownModelError(f"{inner} has no config.json, so it is not a model folder.")
+    pipeline = _json(path / "config_sentence_transformers.json")
+    prompts = {str(name): str(text) for name, text in (pipeline.get("prompts") or {}).items()}
+    return Folder(
+        root=path,
+        path=inner,
+        config=_json(inner / "config.json"),
+        modules=modules,
+        prompts=prompts,
+        default_prompt=prompts.get(pipeline.get("default_prompt_name") or "", ""),
+        cross_encoder=pipeline.get("model_type") == "CrossEncoder",
+        settings=_json(inner / "sentence_bert_config.json"),
+        tokenizer=_json(inner / "tokenizer_config.json"),
+    )
+
+
+def revision_of(path: Path) -> str:
+    """A local folder's revision: its files' names, sizes and times, so that retraining in place is seen."""
+    digest = hashlib.blake2s(digest_size=8)
+    for entry in sorted(_entries(path), key=lambda entry: entry.path):
+        stat = entry.stat()
+        digest.update(f"{entry.path}:{stat.st_size}:{stat.st_mtime_ns};".encode())
+    return LOCAL + digest.hexdigest()
+
+
+def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
+    """The folder's files, and those of its numbered module folders."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_file():
+                yield entry
+            elif entry.name[0].isdigit():
+                yield from _entries(Path(entry.path))
+
+
+def _modules(path: Path) -> tuple[Module, ...]:
+    if not (path / "modules.json").is_file():
+        return ()
+    entries = json.loads((path / "modules.json").read_text(encoding="utf-8"))
+    return tuple(
+        Module(entry["path"], entry["type"].rpartition(".")[2], _json(path / entry["path"] / "config.json"))
+        for entry in sorted(entries, key=lambda entry: entry["idx"])
+    )
+
+
+def _modes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A Pooling module's modes, in the old or the new notation."""
+    if mode := config.get("pooling_mode"):
+        return (mode,) if isinstance(mode, str) else tuple(mode)
+    flags = {key.removeprefix("pooling_mode_"): on for key, on in config.items() if key.startswith("pooling_mode_")}
+    return tuple(name for name, on in flags.items() if on) or ("mean",)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Download or save the folder again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(  # noqa: TRY004 - the file is wrong, not an argument
+            f"{path} should hold a JSON object, not {type(content).__name__}."
+        )
+    return content

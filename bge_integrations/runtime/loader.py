@@ -1,0 +1,172 @@
+"""The only place that turns files into an engine."""
+
+import copy
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
+from bge_integrations.inference.backends.base import Backend
+from bge_integrations.inference.engine import Engine
+from bge_integrations.inference.tokenize import TextTokenizer
+from bge_integrations.runtime.device import default_batch_tokens
+from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.source import Resolved
+
+logger = logging.getLogger(__name__)
+
+_one_load = threading.Lock()
+"""transformers patches its own globals while it loads, so models load one after the other."""
+
+
+def forget_load_lock() -> None:
+    """In a forked child: the parent's thread that may hold the lock does not exist here."""
+    global _one_load  # noqa: PLW0603
+    _one_load = threading.Lock()
+
+
+def single_threaded_from_now_on() -> None:
+    """In a forked child of a process that had computed: OpenMP's threads are gone, and waiting for them never ends."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def load(resolved: Resolved) -> Engine:
+    """Loads tokenizer and weights onto the device.
+
+    Raises:
+        MissingWeightsError: The checkpoint lacks a tensor that the model needs.
+        UnsupportedModelError: The tokenizer has no fast version.
+    """
+    key, folder = resolved.key, resolved.folder
+    started = time.perf_counter()
+    with _one_load, _quiet():
+        tokenizer = _tokenizer(resolved)
+        if key.backend == "sentence_transformers":
+            backend = _pipeline(resolved, pad_id=tokenizer.pad_token_id or 0)
+        else:
+            backend = _model(resolved)
+    logger.info(
+        "loaded %s in %.1f s: %d bytes on %s as %s, %s",
+        key.model, time.perf_counter() - started, backend.nbytes, key.device, key.dtype, backend.engine,
+    )  # fmt: skip
+    types = "token_type_ids" in tokenizer.model_input_names and folder.config.get("type_vocab_size", 2) > 1
+    return Engine(
+        TextTokenizer(copy.deepcopy(tokenizer.backend_tokenizer), with_types=types),
+        backend,
+        device=key.device,
+        max_batch_tokens=default_batch_tokens(key.device),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' bars and reports off stderr; what they tell is checked here and raised or logged."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _tokenizer(resolved: Resolved) -> Any:
+    from tokenizers.normalizers import Lowercase, Sequence
+    from transformers import AutoTokenizer
+
+    folder = resolved.folder
+    tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code)
+    if not tokenizer.is_fast:
+        raise UnsupportedModelError(f"{resolved.key.model} has only a slow tokenizer; a tokenizer.json is needed.")
+    if folder.settings.get("do_lower_case"):
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([normalizer] if normalizer else [])])
+    return tokenizer
+
+
+def _model(resolved: Resolved) -> Backend:
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from bge_integrations.inference.backends import varlen
+    from bge_integrations.inference.backends.pytorch import TorchBackend
+
+    key, folder = resolved.key, resolved.folder
+    padded_because = _padded_reason(resolved)
+    attention = {} if resolved.reason else {"attn_implementation": "sdpa" if padded_because else varlen.NAME}
+    auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
+    extra: dict[str, Any] = {} if folder.is_reranker else {"add_pooling_layer": False}
+    model, report = auto.from_pretrained(
+        folder.path,
+        dtype=getattr(torch, key.dtype),
+        trust_remote_code=resolved.trust_remote_code,
+        output_loading_info=True,
+        **attention,
+        **extra,
+    )
+    _refuse_missing(report, folder)
+    engine = f"padded: {padded_because}" if padded_because else "packed"
+    return TorchBackend(model.to(key.device), packed=not padded_because, engine=engine)
+
+
+def _padded_reason(resolved: Resolved) -> str:
+    """Why the torch backend pads; empty if it runs packed."""
+    import torch
+
+    key, config = resolved.key, resolved.folder.config
+    if resolved.reason:
+        return resolved.reason
+    if not key.device.startswith("cuda"):
+        return "" if key.device == "cpu" else f"packing is not tried on {key.device}"
+    head_size = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    if key.dtype == "float32":
+        return "torch's variable-length kernel has no float32"
+    if torch.cuda.get_device_capability(key.device) < (8, 0):
+        return "torch's variable-length kernel needs compute capability 8.0"
+    if head_size > 256 or head_size % 8:
+        return f"torch's variable-length kernel has no head size {head_size}"
+    return ""
+
+
+def _pipeline(resolved: Resolved, *, pad_id: int) -> Backend:
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from bge_integrations.inference.backends.sentence_transformers import SentenceTransformersBackend
+
+    key, folder = resolved.key, resolved.folder
+    arguments: dict[str, Any] = {
+        "device": key.device,
+        "trust_remote_code": resolved.trust_remote_code,
+        "model_kwargs": {"dtype": getattr(torch, key.dtype)},
+        "local_files_only": True,
+    }
+    auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
+    # The library initialises what a checkpoint lacks at random and only logs it, so the checkpoint is read once before.
+    checked = auto.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code, output_loading_info=True)
+    _refuse_missing(checked[1], folder)
+    del checked
+    model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(str(folder.root), **arguments)
+    return SentenceTransformersBackend(model, pad_id=pad_id, engine=f"sentence_transformers: {resolved.reason}")
+
+
+def _refuse_missing(report: dict[str, Any], folder: Folder) -> None:
+    # Embedders leave BERT's pooler unused, and many checkpoints leave it out; BERT's classifier stands on it.
+    missing = sorted(name for name in report["missing_keys"] if folder.is_reranker or not name.startswith("pooler."))
+    mismatched = sorted(str(name) for name in report.get("mismatched_keys", ()))
+    if missing or mismatched:
+        names = ", ".join((missing + mismatched)[:4])
+        raise MissingWeightsError(
+            f"The checkpoint in {folder.path} lacks {len(missing + mismatched)} tensors that the model needs "
+            f"({names}, ...). It would run on random weights, so it is refused: use a complete checkpoint."
+        )

@@ -1,0 +1,182 @@
+"""The models that are loaded: counted leases, a budget a device, eviction by least recent use."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bge_integrations.errors import OverBudgetError
+from bge_integrations.inference.engine import Engine
+from bge_integrations.runtime import loader
+from bge_integrations.runtime.device import total_bytes
+from bge_integrations.runtime.source import ModelKey, Resolved
+from bge_integrations.runtime.weights import loaded_bytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Resident:
+    """A model in the cache.
+
+    Attributes:
+        key: What it is.
+        nbytes: The room it takes or, once that is granted, will take.
+        engine: None while it loads.
+        leases: Calls that use it now.
+        used: When it was last leased, as the table counts.
+        leaving: It takes no new calls and goes when the last lease ends.
+    """
+
+    key: ModelKey
+    nbytes: int = 0
+    engine: Engine | None = None
+    leases: int = 0
+    used: int = 0
+    leaving: bool = False
+
+    @property
+    def loaded(self) -> Engine:
+        if self.engine is None:
+            raise RuntimeError(f"{self.key.model} is still loading")
+        return self.engine
+
+    @property
+    def ready(self) -> bool:
+        return self.engine is not None and not self.leaving
+
+
+class Residents:
+    """At most one copy of each key, also while one loads or leaves.
+
+    Args:
+        budget: Most bytes of weights on each device: bytes as an int, a fraction of the device as a float, None for no
+            limit.
+    """
+
+    def __init__(self, budget: int | float | None) -> None:
+        self._budget = budget
+        self._changed = threading.Condition()
+        self._table: dict[ModelKey, Resident] = {}
+        self._clock = 0
+        self.loads = self.evictions = 0
+
+    def loaded(self) -> list[Resident]:
+        """The models that have finished loading."""
+        with self._changed:
+            return [resident for resident in self._table.values() if resident.engine]
+
+    def lease_if_ready(self, key: ModelKey) -> Resident | None:
+        """A leased model, or None where that would take a load or a wait."""
+        with self._changed:
+            resident = self._table.get(key)
+            return self._leased(resident) if resident and resident.ready else None
+
+    def lease(self, resolved: Resolved) -> Resident:
+        """A leased model, after loading it if it isn't there; blocks.
+
+        Raises:
+            OverBudgetError: It can never fit the budget.
+            MissingWeightsError: Its files are absent, truncated or incomplete.
+        """
+        key = resolved.key
+        nbytes = loaded_bytes(resolved.folder.weights(), key.dtype)
+        with self._changed:
+            while resident := self._table.get(key):
+                if resident.ready:
+                    return self._leased(resident)
+                self._changed.wait()
+            resident = self._table[key] = Resident(key)
+        try:
+            self._make_room(resident, nbytes)
+            engine = loader.load(resolved)
+        except BaseException:
+            self._remove(resident)
+            raise
+        with self._changed:
+            resident.engine, resident.nbytes = engine, engine.backend.nbytes
+            self.loads += 1
+            self._changed.notify_all()
+            return self._leased(resident)
+
+    def lease_again(self, resident: Resident) -> None:
+        """One more lease of a leased model."""
+        with self._changed:
+            self._leased(resident)
+
+    def release(self, resident: Resident) -> None:
+        """Ends one lease."""
+        with self._changed:
+            resident.leases -= 1
+            if not resident.leases:
+                self._changed.notify_all()
+
+    def leave(self, chosen: Callable[[ModelKey], bool]) -> int:
+        """Frees the chosen models once their calls have ended; waits for those that load or leave already.
+
+        Returns:
+            How many it freed.
+        """
+        with self._changed:
+            wanted = [r for r in self._table.values() if chosen(r.key)]
+            self._changed.wait_for(lambda: all(r.engine or self._table.get(r.key) is not r for r in wanted))
+            mine = [r for r in wanted if r.ready and self._table.get(r.key) is r]
+            for resident in mine:
+                resident.leaving = True
+            self._changed.wait_for(lambda: not any(r.leases for r in mine))
+        for resident in mine:
+            self._free(resident)
+        with self._changed:
+            self._changed.wait_for(lambda: all(self._table.get(r.key) is not r for r in wanted))
+        return len(mine)
+
+    def abandon(self) -> list[Resident]:
+        """In a forked child: forgets the parent's models without freeing them, and returns them."""
+        left = list(self._table.values())
+        self._table.clear()
+        self._changed = threading.Condition()
+        return left
+
+    def _leased(self, resident: Resident) -> Resident:
+        self._clock += 1
+        resident.used = self._clock
+        resident.leases += 1
+        return resident
+
+    def _make_room(self, newcomer: Resident, nbytes: int) -> None:
+        """Reserves `nbytes`, evicting idle models by least recent use and waiting for busy ones."""
+        if self._budget is None:
+            return
+        device = newcomer.key.device
+        limit = int(self._budget * total_bytes(device)) if isinstance(self._budget, float) else self._budget
+        if nbytes > limit:
+            holders = ", ".join(f"{r.key.model} ({r.nbytes:,} bytes)" for r in self.loaded() if r.key.device == device)
+            raise OverBudgetError(
+                f"{newcomer.key.model} needs {nbytes:,} bytes on {device}, and the cache's budget there is {limit:,}. "
+                f"Resident now: {holders or 'nothing'}. Raise the budget, or load it in a smaller dtype."
+            )
+        while True:
+            with self._changed:
+                neighbours = [r for r in self._table.values() if r.key.device == device]
+                if sum(r.nbytes for r in neighbours) + nbytes <= limit:
+                    newcomer.nbytes = nbytes
+                    return
+                idle = [r for r in neighbours if r.ready and not r.leases]
+                if not idle:
+                    self._changed.wait()
+                    continue
+                oldest = min(idle, key=lambda r: r.used)
+                oldest.leaving = True
+                self.evictions += 1
+            logger.info("evicting %s from %s for %s", oldest.key.model, device, newcomer.key.model)
+            self._free(oldest)
+
+    def _free(self, resident: Resident) -> None:
+        resident.loaded.close()
+        resident.loaded.join()
+        self._remove(resident)
+
+    def _remove(self, resident: Resident) -> None:
+        with self._changed:
+            del self._table[resident.key]
+            self._changed.notify_all()

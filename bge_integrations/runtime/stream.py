@@ -1,0 +1,94 @@
+"""One caller's items on their way through an engine: one body for sync and async callers, with or without a bar."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from operator import length_hint
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bge_integrations.inference.call import Cut, Output
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Stream(Generic[T]):
+    """Feeds items to an engine chunk by chunk and yields each chunk's rows, float32 (chunk, width), in order.
+
+    The next chunk is queued before the first is awaited, so that the device never waits for the caller.
+
+    Args:
+        items: Any iterable, read as it is needed.
+        start: Queues a chunk that begins at an index.
+        size: Items a chunk.
+        report: Told at the end which items were cut.
+        bar: Show a tqdm bar.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[T],
+        start: Callable[[list[T], int], Future[Output]],
+        size: int,
+        *,
+        report: Callable[[list[Cut]], None],
+        bar: bool = False,
+    ) -> None:
+        self._items = iter(items)
+        self._start = start
+        self._size = size
+        self._report = report
+        self._queued: deque[Future[Output]] = deque()
+        self._read = self._done = 0
+        self._cuts: list[Cut] = []
+        self._bar = tqdm(total=length_hint(items) or None, unit="text") if bar else None
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        with self:
+            while (future := self._next()) is not None:
+                yield self._rows(wait(future))
+
+    async def __aiter__(self) -> AsyncIterator[NDArray[np.float32]]:
+        with self:
+            while (future := self._next()) is not None:
+                yield self._rows(await asyncio.wrap_future(future))
+
+    def __enter__(self) -> "Stream[T]":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+        for future in self._queued:
+            future.cancel()
+        if self._bar is not None:
+            self._bar.close()
+        if self._cuts and error in (None, GeneratorExit):
+            self._report(self._cuts)
+
+    def _next(self) -> Future[Output] | None:
+        while len(self._queued) < 2 and (chunk := list(islice(self._items, self._size))):
+            self._queued.append(self._start(chunk, self._read))
+            self._read += len(chunk)
+        return self._queued.popleft() if self._queued else None
+
+    def _rows(self, output: Output) -> NDArray[np.float32]:
+        self._cuts += [Cut(self._done + cut.index, cut.full_length) for cut in output.cuts]
+        self._done += len(output.rows)
+        if self._bar is not None:
+            self._bar.update(len(output.rows))
+        return output.rows
+
+
+def wait(future: "Future[R]") -> R:
+    """The future's result; an interrupt while waiting cancels the work."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
