@@ -1,0 +1,38 @@
+"""What decides document vectors, as one short string."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from bge_integrations.runtime.folder import Folder
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def fingerprint(folder: Folder, settings: Mapping[str, object]) -> str:
+    """32 hexadecimal digits over the contents of a folder's weights and tokenizer, and over `settings`."""
+    tokenizer = next((folder.path / name for name in _TOKENIZER_FILES if (folder.path / name).is_file()), None)
+    files = [*folder.weights(), *folder.module_weights(), *([tokenizer] if tokenizer else [])]
+    facts = {"files": [_content_hash(f, _state(f)) for f in files], **settings}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=256)
+def _content_hash(file: Path, _state: tuple[int, int]) -> str:
+    """The state is there for the cache: a changed file is read anew."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
