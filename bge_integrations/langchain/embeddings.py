@@ -1,0 +1,79 @@
+"""LangChain's `Embeddings` over the shared embedder."""
+
+from typing import ClassVar
+
+from langchain_core.embeddings import Embeddings
+
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.embed.lists import ato_lists, to_lists
+from bge_integrations.langchain.fields import ModelFields
+
+
+class BgeEmbeddings(ModelFields, Embeddings):
+    """A BGE (or any sentence-transformers) embedder for LangChain; cheap to make, weights load at first use.
+
+    Every object on one model shares one copy of the weights and one queue, with LlamaIndex's and the core's too.
+    Queries get the catalogue's instruction, documents none, unless you say otherwise.
+
+    Example:
+        ```python
+        embeddings = BgeEmbeddings(model="BAAI/bge-base-en-v1.5")
+        vector = embeddings.embed_query("what is a panda?")
+        ```
+
+    Raises:
+        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
+        WrongKindError: The model is a reranker.
+        UnsupportedModelError: This version cannot run the model.
+        pydantic.ValidationError: An argument is unknown or of the wrong type.
+    """
+
+    document_instruction: str = ""
+    """Text before every document."""
+    task: str | None = None
+    """Name of one of the model's published tasks, which brings its instructions."""
+    normalize: bool | None = None
+    """Give vectors length one; None = as the catalogue, else the model's files say."""
+    truncate_dim: int | None = None
+    """Keep only so many leading dimensions of each vector; None = all."""
+
+    _core_type: ClassVar[type] = BgeEmbedder
+
+    @property
+    def embedder(self) -> BgeEmbedder:
+        """The core embedder that does the work."""
+        embedder: BgeEmbedder = self._core()
+        return embedder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents.
+
+        Args:
+            texts: Any number of texts; they are taken as they are.
+
+        Returns:
+            One vector of `embedder.dim` floats a text, in the order of the texts; [] for [].
+
+        Raises:
+            TypeError: `texts` is a bare string, or an item is no string.
+        """
+        return to_lists(self.embedder.encode_documents(texts))
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed one query, with the query instruction.
+
+        Returns:
+            `embedder.dim` floats.
+
+        Raises:
+            TypeError: `text` is no string.
+        """
+        return to_lists(self.embedder.encode_queries([text]))[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents; as `embed_documents`, off the event loop."""
+        return await ato_lists(await self.embedder.aencode_documents(texts))
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed one query; as `embed_query`, off the event loop."""
+        return to_lists(await self.embedder.aencode_queries([text]))[0]

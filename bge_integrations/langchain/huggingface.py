@@ -1,0 +1,212 @@
+"""The drop-in for langchain-community's `HuggingFaceBgeEmbeddings`: only the import line changes."""
+
+import asyncio
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bge_integrations.catalog import ModelSpec, check_name, get_spec
+from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.lists import to_lists
+from bge_integrations.errors import UnknownModelError
+from bge_integrations.langchain.fields import CoreModel
+from bge_integrations.langchain.huggingface_kwargs import embedder_arguments, finish
+
+_LEFT_OF_CLIENT = (
+    "HuggingFaceBgeEmbeddings.client is no SentenceTransformer, as the model is shared. It gives tokenizer and "
+    "max_seq_length; encode with embed_documents and embed_query, set other limits with BgeEmbeddings(max_length=...)."
+)
+_DEFAULT_MODEL = "BAAI/bge-large-en"
+_OLD_INSTRUCTION = "Represent this question for searching relevant passages: "
+_OLD_INSTRUCTION_ZH = "为这个句子生成表示以用于检索相关文章："
+
+
+class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
+    """The old class's keywords and document vectors over the shared embedder, so that existing indexes stay valid.
+
+    Pooling, normalisation, limit and prompts are what sentence-transformers takes from the model's folder, the weights
+    are float32 on every device unless `model_kwargs["torch_dtype"]` says otherwise, texts that are too long are cut in
+    silence, and a newline in a text becomes a space, all as before. For anything new take `BgeEmbeddings`.
+
+    Two things differ. A given `query_instruction` is always honoured (the old class overwrote it for names with
+    "-zh"); where none is given, the catalogue's correct one is used, and a warning says how that differs from the old
+    default. And the model is shared: it loads at first use, once a process.
+
+    Example:
+        ```python
+        embeddings = HuggingFaceBgeEmbeddings(
+            model_name="BAAI/bge-small-en-v1.5", encode_kwargs={"normalize_embeddings": True}
+        )
+        vectors = embeddings.embed_documents(["The giant panda is a bear."])
+        ```
+
+    Raises:
+        ValueError: A key of `model_kwargs` or `encode_kwargs` that cannot be honoured; the message says what to do.
+        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
+        WrongKindError: The model is a reranker.
+        pydantic.ValidationError: An argument is unknown or of the wrong type.
+    """
+
+    model_name: str = _DEFAULT_MODEL
+    """Id of the model on the Hugging Face hub, or a folder that holds it."""
+    cache_folder: str | None = None
+    """Where files from the hub are kept; None = SENTENCE_TRANSFORMERS_HOME, else the hub client's own folder."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Arguments of `SentenceTransformer`, such as `device`, `torch_dtype`, `revision`, `token` or `prompts`."""
+    encode_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `SentenceTransformer.encode`, such as `normalize_embeddings`, `prompt_name` or `precision`."""
+    query_instruction: str = ""
+    """Text before every query; not given = the catalogue's, none for models outside it."""
+    embed_instruction: str = ""
+    """Text before every document."""
+    show_progress: bool = False
+    """Show a progress bar; `encode_kwargs["show_progress_bar"]` goes before it."""
+
+    _core_type: ClassVar[type] = FolderEmbedder
+
+    if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
+
+        def __init__(self, **data: Any) -> None:
+            super().__init__(**data)
+            if "query_instruction" not in self.model_fields_set:
+                self.query_instruction = _default_instruction(self.model_name)
+
+    @property
+    def client(self) -> "_Client":
+        """What of the old `SentenceTransformer` is still there: `tokenizer` and `max_seq_length`."""
+        return _Client(self._embedder)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents.
+
+        Args:
+            texts: Any number of texts.
+
+        Returns:
+            One vector a text, in the order of the texts; [] for []. With a `precision` of integers, lists of int.
+
+        Raises:
+            TypeError: `texts` is a bare string, or an item is no string.
+        """
+        texts = _one_line(texts, self.embed_instruction)
+        return self._lists(self._embedder.encode_documents(texts, self._show_progress))
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed one query, with the query instruction.
+
+        Raises:
+            TypeError: `text` is no string.
+            ValueError: The `precision` is "int8" or "uint8", which needs more than one vector.
+        """
+        texts = _one_line([text], self.query_instruction)
+        return self._lists(self._embedder.encode_documents(texts, self._show_progress))[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents; as `embed_documents`, off the event loop."""
+        texts = _one_line(texts, self.embed_instruction)
+        vectors = await self._embedder.aencode_documents(texts, self._show_progress)
+        return await asyncio.to_thread(self._lists, vectors)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed one query; as `embed_query`, off the event loop."""
+        texts = _one_line([text], self.query_instruction)
+        vectors = await self._embedder.aencode_documents(texts, self._show_progress)
+        return (await asyncio.to_thread(self._lists, vectors))[0]
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments = embedder_arguments(self.model_kwargs, self.encode_kwargs)
+        model = _with_organisation(self.model_name)
+        return {"model": model, "cache_folder": self.cache_folder, "on_truncate": "ignore", **arguments}
+
+    @property
+    def _embedder(self) -> FolderEmbedder:
+        embedder: FolderEmbedder = self._core()
+        return embedder
+
+    @property
+    def _show_progress(self) -> bool:
+        return bool(self.encode_kwargs.get("show_progress_bar", self.show_progress))
+
+    def _lists(self, vectors: NDArray[np.float32]) -> list[list[float]]:
+        """The pipeline's vectors as sentence-transformers' `encode` finishes them, in lists."""
+        how = finish(self.model_kwargs, self.encode_kwargs)
+        vectors = vectors[:, : how.truncate_dim]
+        if how.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        if how.precision == "float32" or not len(vectors):
+            return to_lists(vectors)
+        from sentence_transformers.util import quantize_embeddings
+
+        quantized: Any = quantize_embeddings(vectors, how.precision)
+        return to_lists(quantized)
+
+
+def _with_organisation(model_name: str) -> str:
+    """A bare name is looked for in the hub's sentence-transformers organisation, as that library does."""
+    check_name(model_name)
+    bare = "/" not in model_name and not Path(model_name).is_dir() and _row(model_name) is None
+    return f"sentence-transformers/{model_name}" if bare else model_name
+
+
+def _row(model_name: str) -> ModelSpec | None:
+    try:
+        return get_spec(model_name)
+    except UnknownModelError:
+        return None
+
+
+def _default_instruction(model_name: str) -> str:
+    """The catalogue's query instruction; warns where the old class had another one."""
+    row = _row(model_name)
+    now, why = (row.query_instruction, "as published with it") if row else ("", "as it is not in the catalogue")
+    before = _OLD_INSTRUCTION_ZH if "-zh" in model_name else _OLD_INSTRUCTION
+    if now != before:
+        warnings.warn(
+            f"No query_instruction is given for {model_name}: queries get {now!r}, {why}, where langchain-community's "
+            f"class put {before!r}. Document vectors are the same. Pass query_instruction= to choose, which also ends "
+            "this warning.",
+            stacklevel=3,
+        )
+    return now
+
+
+class _Client:
+    """What of the old `SentenceTransformer` is still there."""
+
+    __slots__ = ("_embedder",)
+
+    def __init__(self, embedder: FolderEmbedder) -> None:
+        self._embedder = embedder
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer of the transformers library, a new one each time."""
+        from transformers import AutoTokenizer
+
+        path = self._embedder._resolved().folder.path  # noqa: SLF001  no part of the core's public face
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=self._embedder.trust_remote_code)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Most tokens of a text."""
+        return self._embedder._resolved().folder.max_length  # noqa: SLF001
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        raise AttributeError(_LEFT_OF_CLIENT)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name!r}: {_LEFT_OF_CLIENT}")
+
+
+def _one_line(texts: Iterable[str], instruction: str) -> Any:
+    """Each text on one line behind the instruction; what is no text is left for the core to refuse."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        return texts
+    return [instruction + text.replace("\n", " ") if isinstance(text, str) else text for text in texts]

@@ -1,0 +1,155 @@
+"""What the keys of `model_kwargs` and `encode_kwargs` of the old class mean here."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+
+_MODEL_KEYS = {
+    "backend", "default_prompt_name", "device", "local_files_only", "prompts", "revision", "similarity_fn_name",
+    "token", "torch_dtype", "truncate_dim", "trust_remote_code", "use_auth_token",
+}  # fmt: skip
+_REFUSED_MODEL_KEYS = {
+    "attn_implementation": "The attention is chosen by the device and dtype; leave the key out.",
+    "cache_folder": "Pass cache_folder= itself.",
+    "config_kwargs": "The model runs as its config.json says; change that file.",
+    "export": "Models run on torch here; leave the key out.",
+    "file_name": "Models run on torch here; leave the key out.",
+    "model_card_data": "No model card is written; leave the key out.",
+    "model_kwargs": "Put torch_dtype into model_kwargs directly and leave the rest out.",
+    "model_name_or_path": "Pass model_name= itself.",
+    "modules": "Save the modules to a folder with SentenceTransformer(modules=...).save() and pass it as model_name=.",
+    "processor_kwargs": "The tokenizer runs as its files say; for another limit use BgeEmbeddings(max_length=...).",
+    "provider": "Models run on torch here; leave the key out.",
+    "tokenizer_kwargs": "The tokenizer runs as its files say; for another limit use BgeEmbeddings(max_length=...).",
+}
+_ENCODE_KEYS = {
+    "batch_size", "chunk_size", "convert_to_numpy", "convert_to_tensor", "device", "normalize_embeddings",
+    "output_value", "precision", "prompt", "prompt_name", "show_progress_bar", "truncate_dim",
+}  # fmt: skip
+_REFUSED_ENCODE_KEYS = {
+    "inputs": "Pass the texts to embed_documents or embed_query.",
+    "pool": "Texts of all callers share one queue on one device, without processes; leave the key out.",
+    "processing_kwargs": "For another limit use BgeEmbeddings(max_length=...).",
+    "sentences": "Pass the texts to embed_documents or embed_query.",
+    "task": "Pipelines that treat tasks differently are not supported; leave the key out.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What is done to the pipeline's vectors, in this order.
+
+    Attributes:
+        truncate_dim: Keep only so many leading dimensions; None keeps all.
+        normalize: Scale to length 1.
+        precision: What its numbers become.
+    """
+
+    truncate_dim: int | None
+    normalize: bool
+    precision: Precision
+
+
+def embedder_arguments(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `FolderEmbedder` that the two dicts ask for.
+
+    `similarity_fn_name`, `batch_size` and `chunk_size` change no vector and are only read.
+
+    Raises:
+        ValueError: A key or value that cannot be honoured; the message says what to do.
+        TypeError: The device is a list, or the prompts are no dict.
+    """
+    _refuse("model_kwargs", model_kwargs, _MODEL_KEYS, _REFUSED_MODEL_KEYS)
+    _refuse("encode_kwargs", encode_kwargs, _ENCODE_KEYS, _REFUSED_ENCODE_KEYS)
+    _check_encode_values(encode_kwargs)
+    device = encode_kwargs.get("device")
+    return {
+        "backend": _backend(model_kwargs.get("backend")),
+        "device": model_kwargs.get("device") if device is None else device,
+        "dtype": _dtype(model_kwargs.get("torch_dtype")),
+        "revision": model_kwargs.get("revision"),
+        "token": _token(model_kwargs),
+        "local_files_only": model_kwargs.get("local_files_only", False),
+        "trust_remote_code": model_kwargs.get("trust_remote_code", False),
+        **_prompt(model_kwargs, encode_kwargs),
+    }
+
+
+def finish(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> Finish:
+    """What the two dicts ask to be done to the pipeline's vectors."""
+    truncate_dim = encode_kwargs.get("truncate_dim")
+    return Finish(
+        model_kwargs.get("truncate_dim") if truncate_dim is None else truncate_dim,
+        bool(encode_kwargs.get("normalize_embeddings")),
+        encode_kwargs.get("precision") or "float32",
+    )
+
+
+def _refuse(which: str, given: Mapping[str, Any], possible: Set[str], refused: Mapping[str, str]) -> None:
+    """Refuse keys that cannot be honoured; an empty value asks for nothing."""
+    for key, value in given.items():
+        if key in refused and value:
+            raise ValueError(f"{which}[{key!r}] cannot be honoured. {refused[key]}")
+        if key not in possible and key not in refused:
+            raise ValueError(f"{which}[{key!r}] is not an argument. Possible are {', '.join(sorted(possible))}.")
+
+
+def _check_encode_values(encode_kwargs: Mapping[str, Any]) -> None:
+    batch_size = encode_kwargs.get("batch_size", 1)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"encode_kwargs['batch_size'] is {batch_size!r}. It must be a whole number over 0.")
+    output = encode_kwargs.get("output_value", "sentence_embedding")
+    if output != "sentence_embedding":
+        raise ValueError(
+            f"encode_kwargs['output_value'] is {output!r}. Only 'sentence_embedding' gives one vector a text."
+        )
+    precision = encode_kwargs.get("precision")
+    if precision is not None and precision not in get_args(Precision):
+        raise ValueError(f"encode_kwargs['precision'] is {precision!r}. Possible are {', '.join(get_args(Precision))}.")
+    if isinstance(encode_kwargs.get("device"), list):
+        raise TypeError("encode_kwargs['device'] is a list. Give one device; texts of all callers share its queue.")
+
+
+def _backend(backend: str | None) -> str:
+    if backend == "onnx":
+        raise ValueError("model_kwargs['backend'] 'onnx' cannot be honoured. Use 'torch', or leave the key out.")
+    return "auto" if backend in (None, "torch") else backend
+
+
+def _dtype(dtype: object) -> object:
+    if dtype == "auto":
+        raise ValueError(
+            "model_kwargs['torch_dtype'] 'auto' cannot be honoured. Name it: 'float32', 'float16', 'bfloat16'."
+        )
+    return "float32" if dtype is None else dtype
+
+
+def _token(model_kwargs: Mapping[str, Any]) -> object:
+    token, old = model_kwargs.get("token"), model_kwargs.get("use_auth_token")
+    if token is not None and old is not None:
+        raise ValueError("model_kwargs['use_auth_token'] is the old name of 'token'. Give only 'token'.")
+    return old if token is None else token
+
+
+def _prompt(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """The prompt's text or, where only the model's folder knows that, its name; nothing for the folder's default."""
+    if encode_kwargs.get("prompt") is not None:
+        return {"prompt": encode_kwargs["prompt"]}
+    prompts = model_kwargs.get("prompts") or {}
+    if not isinstance(prompts, Mapping):
+        raise TypeError(f"model_kwargs['prompts'] is {type(prompts).__name__}. It must be a dict of names and texts.")
+    name = encode_kwargs.get("prompt_name")
+    if name is None:
+        name = model_kwargs.get("default_prompt_name")
+    if name in prompts:
+        return {"prompt": prompts[name]}
+    if name is not None:
+        return {"prompt_name": name}
+    if prompts:
+        raise ValueError(
+            "model_kwargs['prompts'] has no effect alone. Choose one with encode_kwargs['prompt_name'] or "
+            "model_kwargs['default_prompt_name'], or leave the key out."
+        )
+    return {}

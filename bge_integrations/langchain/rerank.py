@@ -1,0 +1,143 @@
+"""LangChain's document compressor and cross-encoder over the shared reranker."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import Field, model_validator
+
+from bge_integrations.langchain.fields import ModelFields
+from bge_integrations.rerank.reranker import BgeReranker
+from bge_integrations.types import RerankResult
+
+
+class RerankerFields(ModelFields):
+    """The arguments that only `BgeReranker` takes."""
+
+    normalize: bool = True
+    """Give scores between 0 and 1 (the sigmoid of the logit); False = the raw logit."""
+    query_max_length: int | None = None
+    """Most tokens of the query; None = three quarters of `max_length`."""
+    document_instruction: str | None = None
+    """Text before every passage, for models that take one."""
+    prompt: str | None = None
+    """The question that models built on a language model answer with yes or no; None = the published one."""
+    cutoff_layers: list[int] | None = None
+    """Layers after which layerwise models give scores."""
+    compress_layers: list[int] | None = None
+    """Layers at which lightweight models merge tokens."""
+    compress_ratio: int | None = None
+    """How many tokens lightweight models merge into one."""
+
+    _core_type: ClassVar[type] = BgeReranker
+
+    @property
+    def reranker(self) -> BgeReranker:
+        """The core reranker that does the work."""
+        reranker: BgeReranker = self._core()
+        return reranker
+
+
+class BgeRerank(RerankerFields, BaseDocumentCompressor):
+    """Puts documents in the order of a reranker and keeps the best; cheap to make, weights load at first use.
+
+    What comes back are copies with the key `relevance_score` in their metadata; your documents stay as they are.
+
+    Example:
+        ```python
+        reranker = BgeRerank(model="BAAI/bge-reranker-v2-m3", top_n=3)
+        best = reranker.compress_documents(documents, "what is a panda?")
+        ```
+
+    Raises:
+        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
+        WrongKindError: The model is an embedder.
+        UnsupportedModelError: This version cannot run the model.
+        pydantic.ValidationError: An argument is unknown or of the wrong type, or `score_threshold` can never be met.
+    """
+
+    top_n: int | None = Field(default=3, ge=1)
+    """How many documents to keep; None = all."""
+    score_threshold: float | None = None
+    """Documents that score below it are dropped; None = none are. Between 0 and 1 unless `normalize=False`."""
+
+    _no_arguments: ClassVar[frozenset[str]] = frozenset({"top_n", "score_threshold"})
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Self:
+        if self.score_threshold is not None and self.normalize and not 0 <= self.score_threshold <= 1:
+            raise ValueError(
+                f"score_threshold={self.score_threshold} is outside [0, 1], where all scores lie with normalize=True. "
+                "Give a threshold between 0 and 1, or normalize=False to compare raw logits."
+            )
+        return self
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Rerank documents.
+
+        Args:
+            documents: Candidates in any order; they are not changed.
+            query: What they are judged by.
+            callbacks: Not used: there is no inner run to report.
+
+        Returns:
+            At most `top_n` copies, best first, equals in the order given, each with its score as the float
+            `relevance_score` in its metadata; [] for [].
+        """
+        results = self.reranker.rerank(query, _texts(documents), top_n=self.top_n)
+        return self._copies(documents, results)
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Rerank documents; as `compress_documents`, off the event loop."""
+        results = await self.reranker.arerank(query, _texts(documents), top_n=self.top_n)
+        return self._copies(documents, results)
+
+    def _copies(self, documents: Sequence[Document], results: list[RerankResult]) -> list[Document]:
+        return [
+            with_metadata(documents[result.index], relevance_score=result.score)
+            for result in results
+            if self.score_threshold is None or result.score >= self.score_threshold
+        ]
+
+
+class BgeCrossEncoder(RerankerFields, BaseCrossEncoder):
+    """A reranker as LangChain's `BaseCrossEncoder`, for instance for langchain-classic's `CrossEncoderReranker`.
+
+    Example:
+        ```python
+        encoder = BgeCrossEncoder(model="BAAI/bge-reranker-base")
+        scores = encoder.score([("what is a panda?", "A bear of China."), ("what is a panda?", "Paris is a city.")])
+        ```
+
+    Raises:
+        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
+        WrongKindError: The model is an embedder.
+        UnsupportedModelError: This version cannot run the model.
+        pydantic.ValidationError: An argument is unknown or of the wrong type.
+    """
+
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        """Score pairs of query and passage.
+
+        Args:
+            text_pairs: (query, passage) pairs.
+
+        Returns:
+            One float a pair, in the order of the pairs; [] for [].
+        """
+        return self.reranker.score(text_pairs)
+
+
+def with_metadata(document: Document, **metadata: Any) -> Document:
+    """A copy of `document` with more in its metadata."""
+    return document.model_copy(update={"metadata": {**document.metadata, **metadata}})
+
+
+def _texts(documents: Sequence[Document]) -> list[str]:
+    return [document.page_content for document in documents]
