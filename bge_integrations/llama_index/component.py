@@ -1,0 +1,99 @@
+"""What the embedding model and the reranker share: the core's arguments, strict keywords, dumps that load again."""
+
+from collections.abc import Mapping
+from functools import cache
+from inspect import signature
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from llama_index.core.bridge.pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
+from llama_index.core.schema import BaseComponent
+
+from bge_integrations.runtime.cache import ModelCache
+
+
+def _torch_name(value: object) -> object:
+    """`torch.float16` and `torch.device("cuda:0")` as the strings "float16" and "cuda:0"."""
+    return str(value).removeprefix("torch.") if type(value).__module__.split(".")[0] == "torch" else value
+
+
+TorchName = Annotated[str | None, BeforeValidator(_torch_name)]
+"""The name of a torch device or dtype; torch's own objects are taken too."""
+
+
+class BgeComponent(BaseComponent):
+    """A component in front of one object of the core.
+
+    Unknown keywords are refused, yet the class accepts its own `model_dump()` and `to_dict()`. What decides the results
+    is in these; the live objects (caches, callbacks) and the token are not.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    max_length: int | None = None
+    """Most tokens of a text, or of a query with a passage; None = the catalogue's, else the model's own."""
+    query_instruction: str | None = None
+    """Text before every query; None = the catalogue's, "" = none."""
+    on_truncate: Literal["warn", "raise", "ignore"] = "warn"
+    """What happens when a text is longer than `max_length`."""
+    backend: str = "auto"
+    """"auto", "torch" or "sentence_transformers"."""
+    device: TorchName = None
+    """Such as "cpu" or "cuda:0"; None = the best there is."""
+    dtype: TorchName = None
+    """Such as "float16"; None = the device's default, float32 on a CPU."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    max_batch_tokens: int | None = None
+    """Most tokens of one forward pass."""
+    like: str | None = None
+    """Catalogue id whose facts a fine-tune takes."""
+    cache: ModelCache | None = Field(default=None, exclude=True, repr=False)
+    """Where the weights live; None = the process-wide cache."""
+    cache_folder: str | None = None
+    """Where files from the hub are kept; None = the hub client's own folder."""
+    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Access token for the hub."""
+    local_files_only: bool = False
+    """Use no network, only files that are already here."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+    _core_type: ClassVar[type]
+    _model_field: ClassVar[str]
+    _built: tuple[dict[str, Any], Any] | None = PrivateAttr(default=None)
+
+    if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
+
+        def __init__(self, **data: Any) -> None:
+            super().__init__(**data)
+            self._core()  # not in a validator: pydantic would turn the core's errors into its own
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_class_name(cls, data: Any) -> Any:
+        """Take out the class's name, which the framework writes into every dump."""
+        if isinstance(data, Mapping) and data.get("class_name") == cls.class_name():
+            return {key: value for key, value in data.items() if key != "class_name"}
+        return data
+
+    def _core(self) -> Any:
+        """The core object for the fields as they are now; it is kept until one of them changes."""
+        arguments = {name: getattr(self, name) for name in _argument_names(self._core_type)}
+        arguments["model"] = getattr(self, self._model_field)
+        if isinstance(self.token, SecretStr):
+            arguments["token"] = self.token.get_secret_value()
+        if self._built is None or self._built[0] != arguments:
+            self._built = (arguments, self._core_type(**arguments))
+        return self._built[1]
+
+
+@cache
+def _argument_names(core: type) -> tuple[str, ...]:
+    return tuple(signature(core).parameters)[1:]

@@ -1,0 +1,178 @@
+"""`BgeEmbedding`: a LlamaIndex embedding model."""
+
+import asyncio
+from copy import copy
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.storage.kvstore.types import BaseKVStore
+from llama_index.core.utils import get_tqdm_iterable
+
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.embed.lists import ato_lists, to_lists
+from bge_integrations.llama_index.component import BgeComponent
+
+_ASYNC_BATCH = 256
+"""Texts a batch: the framework validates its vectors on the event loop, 3 ms for this many of 1,024 numbers."""
+_ASYNC_BATCHES = 8
+"""Batches under way at a time, so that the engine has enough to choose from."""
+_FOLDER_STATE = "folder_state"
+
+
+class BgeEmbedding(BgeComponent, BaseEmbedding):
+    """BGE and other sentence-transformers models as an embedding model.
+
+    Construction is cheap; the weights load at first use, once for every object of the process that uses the model.
+
+    ```python
+    embed_model = BgeEmbedding(model_name="BAAI/bge-base-en-v1.5")
+    vector = embed_model.get_query_embedding("what is a panda?")  # list of 768 floats
+    ```
+
+    Raises:
+        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
+        WrongKindError: The model is a reranker.
+        UnsupportedModelError: This version cannot run the model.
+        pydantic.ValidationError: An argument is unknown or of the wrong type.
+    """
+
+    model_name: str
+    """Id of the model on the Hugging Face hub, or a folder that holds it."""
+    embed_batch_size: int = Field(default=2048, gt=0, le=2048)
+    """Texts given to the engine at once; the engine cuts its own batches by tokens."""
+    embeddings_cache: Any = Field(default=None, exclude=True)
+    """Key-value store for vectors; the keys hold role, fingerprint and text."""
+    document_instruction: str = ""
+    """Text before every document."""
+    task: str | None = None
+    """Name of one of the model's published tasks, which brings its instructions."""
+    normalize: bool | None = None
+    """Give vectors length one; None = as the catalogue, else the model's files say."""
+    truncate_dim: int | None = None
+    """Keep only so many leading dimensions of each vector; None = all."""
+
+    _core_type: ClassVar[type] = BgeEmbedder
+    _model_field: ClassVar[str] = "model_name"
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which the framework stores this class."""
+        return "BgeEmbedding"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """As the framework's; for a local folder also the state of its files, which an ingestion cache has to see."""
+        dumped = super().to_dict(**kwargs)
+        if Path(self.model_name).is_dir():
+            dumped[_FOLDER_STATE] = self.embedder.describe()["revision"]
+        return dumped
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Make an object from what `to_dict` gave."""
+        return super().from_dict({key: value for key, value in data.items() if key != _FOLDER_STATE}, **kwargs)
+
+    @property
+    def embedder(self) -> BgeEmbedder:
+        """The core embedder that does the work."""
+        embedder: BgeEmbedder = self._core()
+        return embedder
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return to_lists(self.embedder.encode_queries([query]))[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return to_lists(await self.embedder.aencode_queries([query]))[0]
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return to_lists(self.embedder.encode_documents(texts))
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await ato_lists(await self.embedder.aencode_documents(texts))
+
+    # The framework looks a text up in `embeddings_cache` by the text alone, whichever side it is on. It does so in the
+    # methods below; each runs on a copy of this object that sees only its own role's entries of the store.
+
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed one query, with the query instruction."""
+        return BaseEmbedding.get_query_embedding(self._keyed("query"), query)
+
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Embed one query; as `get_query_embedding`, off the event loop."""
+        return await BaseEmbedding.aget_query_embedding(await self._akeyed("query"), query)
+
+    def get_text_embedding(self, text: str) -> Embedding:
+        """Embed one document."""
+        return BaseEmbedding.get_text_embedding(self._keyed("document"), text)
+
+    async def aget_text_embedding(self, text: str) -> Embedding:
+        """Embed one document; as `get_text_embedding`, off the event loop."""
+        return await BaseEmbedding.aget_text_embedding(await self._akeyed("document"), text)
+
+    def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:
+        """Embed documents."""
+        return BaseEmbedding.get_text_embedding_batch(self._keyed("document"), texts, show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents off the event loop, `num_workers` batches (default 8) of at most 256 texts at a time.
+
+        The framework's own method reports the ends of all batches in one go, which holds the event loop for long.
+        """
+        keyed = await self._akeyed("document")
+        size = min(self.embed_batch_size, _ASYNC_BATCH)
+        free = asyncio.Semaphore(self.num_workers or _ASYNC_BATCHES)
+
+        async def embed(batch: list[str]) -> list[Embedding]:
+            async with free:
+                return await BaseEmbedding.aget_text_embedding_batch(keyed, batch, **kwargs)
+
+        tasks = [asyncio.create_task(embed(texts[start : start + size])) for start in range(0, len(texts), size)]
+        try:
+            progress = get_tqdm_iterable(tasks, show_progress, "Generating embeddings")
+            return [vector for task in progress for vector in await task]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _keyed(self, role: Literal["query", "document"]) -> Self:
+        if self.embeddings_cache is None:
+            return self
+        as_sent = self.embedder.describe()[role]
+        keyed = copy(self)
+        keyed.embeddings_cache = _KeyedStore(self.embeddings_cache, f"{role}:{self.embedder.fingerprint}:{as_sent}:")
+        return keyed
+
+    async def _akeyed(self, role: Literal["query", "document"]) -> Self:
+        if self.embeddings_cache is None:
+            return self
+        return await asyncio.to_thread(self._keyed, role)  # reads the model's files at first use
+
+
+class _KeyedStore:
+    """The entries of a key-value store whose keys begin with `prefix`."""
+
+    def __init__(self, store: BaseKVStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def get(self, key: str, collection: str) -> dict[str, Embedding] | None:
+        return self._store.get(self._prefix + key, collection=collection)
+
+    async def aget(self, key: str, collection: str) -> dict[str, Embedding] | None:
+        return await self._store.aget(self._prefix + key, collection=collection)
+
+    def put(self, key: str, val: dict[str, Embedding], collection: str) -> None:
+        self._store.put(self._prefix + key, val, collection=collection)
+
+    async def aput(self, key: str, val: dict[str, Embedding], collection: str) -> None:
+        await self._store.aput(self._prefix + key, val, collection=collection)
