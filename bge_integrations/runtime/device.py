@@ -17,7 +17,7 @@ _DTYPES = {
 }
 _DEFAULT_DTYPE = {"cpu": "float32", "mps": "float32", "cuda": "float16"}
 """The reference computes in float32 on a CPU and in float16 on a GPU (FlagEmbedding's use_fp16 default)."""
-_DEFAULT_BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
+_DEFAULT_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16384}
 _UNITS = {
     "": 1,
     "KB": 10**3,
