@@ -1,5 +1,6 @@
 """One loaded model with its worker: texts or pairs in, one future a call out."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ class Engine:
         queue = self._queue
         return EngineStats(queue.depth, queue.batches, queue.tokens, queue.truncated)
 
+    @property
+    def worker(self) -> threading.Thread | None:
+        """The thread that computes, once a call has come."""
+        return self._queue.worker
+
     def close(self) -> None:
         """Ends the worker after its running batch; calls that wait get `ClosedError`."""
         self._queue.close()
@@ -109,5 +115,7 @@ class Engine:
         self.backend.close()
 
     def _submit(self, call: Call) -> Future[Output]:
+        if not call.texts:
+            raise ValueError("An engine needs at least one text.")
         self._queue.submit(call)
         return call.future

@@ -55,6 +55,11 @@ class Queue:
         """Calls that wait or run."""
         return len(self._calls)
 
+    @property
+    def worker(self) -> threading.Thread | None:
+        """The thread that computes, once a call has come."""
+        return self._worker
+
     def submit(self, call: Call) -> None:
         """Adds a call; its future tells the rest. Never blocks.
 
@@ -135,8 +140,6 @@ class Queue:
                 call.fail(error)
                 continue
             shared = min(limit, call.max_batch_tokens)
-            if items and size.tokens > shared:
-                continue
             before = len(items)
             while (item := call.peek()) and size.fits(len(item.encoding), shared):
                 items.append(call.take())

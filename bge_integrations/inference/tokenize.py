@@ -17,23 +17,37 @@ _PROBE = "a"
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """The special tokens round one text or pair, and the token types of each part."""
+    """The special tokens round one text or pair.
 
-    before: tuple[int, ...]
-    between: tuple[int, ...]
-    after: tuple[int, ...]
-    types: tuple[int, int, int, int, int]
+    Attributes:
+        special: Ids of the tokens before the first text, between the two, and after the last.
+        special_types: Their token types.
+        text_types: Token type of the first text and of the second.
+    """
+
+    special: tuple[IntArray, IntArray, IntArray]
+    special_types: tuple[IntArray, IntArray, IntArray]
+    text_types: tuple[int, int]
 
     @property
     def special_tokens(self) -> int:
-        return len(self.before) + len(self.between) + len(self.after)
+        return sum(map(len, self.special))
 
     def fill(
         self, first: Sequence[int], second: Sequence[int] | None, with_types: bool
     ) -> tuple[IntArray, IntArray | None]:
-        parts = (self.before, first, self.between, second or (), self.after)
-        ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
-        return ids, np.repeat(np.array(self.types), [len(part) for part in parts]) if with_types else None
+        texts = [np.asarray(text, dtype=np.int64) for text in (first, second or ())]
+        ids = _between(self.special, texts)
+        if not with_types:
+            return ids, None
+        types = [np.full(len(text), kind) for text, kind in zip(texts, self.text_types, strict=True)]
+        return ids, _between(self.special_types, types)
+
+
+def _between(special: Sequence[IntArray], texts: Sequence[IntArray]) -> IntArray:
+    before, middle, after = special
+    first, second = texts
+    return np.concatenate([before, first, middle, second, after])
 
 
 class TextTokenizer:
@@ -64,7 +78,7 @@ class TextTokenizer:
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that `prompt` takes at the head of a text, the special tokens before it included; 0 for ""."""
-        return len(self._single.before) + len(self._ids([prompt])[0]) if prompt else 0
+        return len(self._single.special[0]) + len(self._ids([prompt])[0]) if prompt else 0
 
     def texts(self, texts: Sequence[str], *, max_length: int) -> list[Encoding]:
         """Each text with its special tokens, cut on the right to `max_length` tokens in all."""
@@ -95,14 +109,13 @@ class TextTokenizer:
 def _template(tokenizer: Tokenizer, *, pair: bool) -> _Template:
     """Reads the post-processor's special tokens off a probe."""
     full = tokenizer.encode(_PROBE, _PROBE if pair else None)
-    part = 0  # 0 before, 1 first text, 2 between, 3 second text, 4 after
-    ids: list[list[int]] = [[], [], [], [], []]
-    types = [0] * 5
+    special: list[list[tuple[int, int]]] = [[], [], []]
+    text_types = [0, 0]
+    texts_begun = 0
     for token, kind, sequence in zip(full.ids, full.type_ids, full.sequence_ids, strict=True):
-        part = 2 * sequence + 1 if sequence is not None else (part + 1 if part % 2 else part)
-        ids[part].append(token)
-        types[part] = kind
-    if not pair:
-        ids[2], ids[4] = [], ids[2]
-        types[4] = types[2]
-    return _Template(tuple(ids[0]), tuple(ids[2]), tuple(ids[4]), (types[0], types[1], types[2], types[3], types[4]))
+        if sequence is None:
+            special[2 if texts_begun and not pair else texts_begun].append((token, kind))
+        else:
+            text_types[sequence], texts_begun = kind, sequence + 1
+    ids, types = ([np.array([entry[i] for entry in part], dtype=np.int64) for part in special] for i in (0, 1))
+    return _Template((ids[0], ids[1], ids[2]), (types[0], types[1], types[2]), (text_types[0], text_types[1]))

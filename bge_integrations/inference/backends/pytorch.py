@@ -34,10 +34,8 @@ class TorchBackend:
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> NDArray[np.float32]:
         """One forward; see `Backend.run`."""
-        model = self._model
-        if exact:
-            model = copy.deepcopy(model).float()
         try:
+            model = copy.deepcopy(self._model).float() if exact else self._model
             with torch.inference_mode():
                 rows = self._padded(model, batch, head) if self.padded else self._packed(model, batch, head)
                 return rows.float().cpu().numpy()

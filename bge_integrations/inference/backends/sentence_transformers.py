@@ -32,8 +32,8 @@ class SentenceTransformersBackend:
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> NDArray[np.float32]:
         """One forward; see `Backend.run`."""
-        model = copy.deepcopy(self._model).float() if exact else self._model
         try:
+            model = copy.deepcopy(self._model).float() if exact else self._model
             with torch.inference_mode():
                 out = model(self._features(model, batch, head))
                 rows = finish(out["sentence_embedding"], head) if isinstance(head, Dense) else out["scores"].float()

@@ -1,0 +1,233 @@
+"""The queue when things go wrong: errors, cancellation, too many calls, closing, memory, NaN."""
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteError, OverloadedError
+from bge_integrations.inference.batch import Encoding
+from bge_integrations.inference.heads import Logit
+from bge_integrations.inference.queue import CLEAN_BATCHES
+
+TEXTS = [f"{number:08}" for number in range(400)]
+
+
+class WorkerGone(BaseException):
+    """Something that `except Exception` does not catch."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), WorkerGone("broken"), RuntimeError("CUDA out of memory")])
+def test_an_error_reaches_every_caller_in_the_batch_and_the_worker_lives_on(bench, rows_of, error):
+    futures = []
+
+    def during(seen):
+        if len(bench.seen) == 1:
+            futures.extend(bench.submit([text]) for text in "abc")
+            futures.append(bench.submit(["of another head"], head=Logit()))
+        elif len(bench.seen) == 2:
+            raise error
+
+    bench.backend.during = during
+    bench.rows(["first"])
+    assert [future.exception(timeout=30) for future in futures] == [error, error, error, None]
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_a_call_that_can_not_be_tokenized_fails_alone_and_names_its_text(bench, rows_of):
+    futures = []
+    bad = [*TEXTS[:200], "b\ud800d", *TEXTS[200:]]
+    bench.on_batch(0, lambda: futures.extend(bench.submit(texts) for texts in (["a"], bad, ["c"])))
+    bench.rows(["first"])
+    with pytest.raises(ValueError, match=r"Text 200 holds a lone surrogate \('\\ud800' at character 1\)"):
+        futures[1].result(timeout=30)
+    assert futures[0].result(timeout=30).rows.tolist() == rows_of(["a"])
+    assert futures[2].result(timeout=30).rows.tolist() == rows_of(["c"])
+
+
+@pytest.mark.parametrize("error", [LookupError("strange"), WorkerGone("a Rust panic")])
+def test_any_other_error_of_the_tokenizer_reaches_the_call_as_it_is(bench, rows_of, error):
+    def broken(texts):
+        raise error
+
+    assert bench.submit(["x"], encode=broken).exception(timeout=30) is error
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_a_check_that_refuses_an_encoding_fails_its_call_alone(bench, rows_of):
+    def check(index, encoding):
+        if len(encoding) > 3:
+            raise InputTooLongError(f"text {index}")
+
+    with pytest.raises(InputTooLongError, match="text 2"):
+        bench.submit(["a", "b", "long", "longer"], check=check).result(timeout=30)
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_texts_that_were_cut_are_told(bench):
+    def cutting(texts):
+        return [Encoding(np.arange(min(3, len(text))), None, len(text)) for text in texts]
+
+    output = bench.submit(["ab", "abcdef", "abc", "abcd"], encode=cutting).result(timeout=30)
+    assert [(cut.index, cut.full_length) for cut in output.cuts] == [(1, 6), (3, 4)]
+    assert bench.queue.truncated == 2
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_cancelled_call_is_dropped_within_one_batch(bench, rows_of, number):
+    futures = []
+
+    def during(seen):
+        if len(bench.seen) == 1:
+            futures.append(bench.submit(TEXTS))
+        elif len(bench.seen) == 2 + number:
+            futures[0].cancel()
+
+    bench.backend.during = during
+    bench.rows(["first"])
+    with pytest.raises(CancelledError):
+        futures[0].result(timeout=30)
+    assert bench.rows(["after"]) == rows_of(["after"])
+    assert len(bench.seen) == 1 + (1 + number) + 1
+
+
+def test_cancelling_in_its_last_batch_hurts_nobody(bench, rows_of):
+    futures = []
+
+    def during(seen):
+        if len(bench.seen) == 1:
+            futures.extend(bench.submit([text]) for text in "ab")
+        else:
+            futures[0].cancel()
+
+    bench.backend.during = during
+    bench.rows(["first"])
+    assert futures[1].result(timeout=30).rows.tolist() == rows_of(["b"])
+    assert futures[0].cancelled()
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+async def test_cancelling_a_coroutine_cancels_its_call(bench):
+    started, cancelled = threading.Event(), threading.Event()
+
+    def during(seen):
+        if len(bench.seen) == 2:
+            started.set()
+            assert cancelled.wait(timeout=30)
+
+    bench.backend.during = during
+    call = bench.submit(TEXTS)
+    task = asyncio.ensure_future(asyncio.wrap_future(call))
+    await asyncio.to_thread(started.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    cancelled.set()
+    await asyncio.wrap_future(bench.submit(["after"]))
+    assert len(bench.seen) == 3
+
+
+def test_one_call_too_many_is_refused_at_once(make_bench, rows_of):
+    bench = make_bench(max_waiting=3)
+    futures, refused = [], []
+
+    def fill():
+        futures.extend(bench.submit([text]) for text in "ab")
+        try:
+            bench.submit(["c"])
+        except OverloadedError as error:
+            refused.append(str(error))
+
+    bench.on_batch(0, fill)
+    assert bench.rows(["first"]) == rows_of(["first"])
+    assert refused == ["3 calls wait for this model already. Try again later, or send fewer at a time."]
+    assert [future.result(timeout=30).rows.tolist() for future in futures] == [rows_of(["a"]), rows_of(["b"])]
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_closing_finishes_the_running_batch_and_fails_what_waits(bench, rows_of):
+    waiting = []
+
+    def during(seen):
+        waiting.append(bench.submit(["waits"]))
+        bench.queue.close()
+
+    bench.backend.during = during
+    assert bench.rows(["runs"]) == rows_of(["runs"])
+    with pytest.raises(ClosedError):
+        waiting[0].result(timeout=30)
+    bench.queue.join(timeout=30)
+    assert len(bench.seen) == 1
+    with pytest.raises(ClosedError):
+        bench.submit(["late"])
+
+
+def test_closing_a_queue_that_never_ran(bench):
+    bench.queue.close()
+    bench.queue.join()
+    with pytest.raises(ClosedError):
+        bench.submit(["late"])
+
+
+def test_rows_that_are_not_finite_are_computed_again_exactly(bench, rows_of, caplog):
+    bench.backend.finite = lambda text, exact: exact or not text.startswith("bad")
+    texts = ["good", "bad 1", "fine", "bad 2"]
+    with caplog.at_level(logging.WARNING):
+        assert bench.rows(texts) == rows_of(texts)
+    seen = [(sorted(seen.texts), seen.exact) for seen in bench.seen]
+    assert seen == [(sorted(texts), False), (["bad 1", "bad 2"], True)]
+    assert "2 of 4 rows were not finite" in caplog.text
+
+
+def test_a_row_that_stays_so_fails_its_call_and_no_other(bench, rows_of):
+    bench.backend.finite = lambda text, exact: text != "bad"
+    futures = []
+    calls = (["a", "bad"], ["b"], ["bad"], ["bad"] * 3)
+    bench.on_batch(0, lambda: futures.extend(bench.submit(texts) for texts in calls))
+    bench.rows(["first"])
+    for future, index in [(futures[0], 1), (futures[2], 0), (futures[3], "[0-2]")]:
+        with pytest.raises(NonFiniteError, match=f"for text {index}, in float32 too"):
+            future.result(timeout=30)
+    assert futures[1].result(timeout=30).rows.tolist() == rows_of(["b"])
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_out_of_memory_halves_the_budget_and_is_remembered(make_bench, rows_of, caplog, padded):
+    bench = make_bench(padded=padded)
+    bench.backend.capacity = 100
+    with caplog.at_level(logging.WARNING):
+        assert bench.rows(TEXTS[:100], max_batch_tokens=320) == rows_of(TEXTS[:100])
+    assert [seen.tokens for seen in bench.seen[:5]] == [320, 160, 80, 80, 80]
+    assert "out of memory at 320 tokens a batch; going on with 160" in caplog.text
+    before = len(bench.seen)
+    assert bench.rows(TEXTS[:20], max_batch_tokens=320) == rows_of(TEXTS[:20])
+    assert [seen.tokens for seen in bench.seen[before:]] == [80, 80]
+
+
+def test_the_budget_grows_back_after_clean_batches(bench, rows_of):
+    bench.backend.capacity = 100
+    bench.rows(TEXTS[:16], max_batch_tokens=128)
+    assert [seen.tokens for seen in bench.seen] == [128, 64, 64]
+    bench.backend.capacity = 10**9
+    assert bench.rows(TEXTS, max_batch_tokens=256) == rows_of(TEXTS)
+    sizes = [seen.tokens for seen in bench.seen]
+    clean = sizes.index(128, 1) - 1
+    assert clean == CLEAN_BATCHES
+    assert sizes[clean + 1 : clean + 1 + CLEAN_BATCHES] == [128] * CLEAN_BATCHES
+    assert sizes[clean + 1 + CLEAN_BATCHES] == 256
+
+
+def test_one_text_that_can_not_fit_fails_with_its_index_and_length(bench, rows_of):
+    bench.backend.capacity = 50
+    futures = []
+    texts = ["a", "x" * 60, "b"]
+    bench.on_batch(0, lambda: futures.extend(bench.submit(part) for part in (texts, ["c"])))
+    bench.rows(["first"])
+    with pytest.raises(InputTooLongError, match="Text 1 has 60 tokens"):
+        futures[0].result(timeout=30)
+    assert futures[1].result(timeout=30).rows.tolist() == rows_of(["c"])
+    assert bench.rows(["after"]) == rows_of(["after"])
