@@ -1,0 +1,14 @@
+"""The command line `bge`: list models, index files, ask them, embed and rerank JSON lines."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; say what to install where its own extra is missing."""
+    try:
+        from bge_integrations.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in {"typer", "rich"}:
+            raise
+        sys.exit(f'bge needs {error.name}. Install it: pip install "bge_integrations[cli]"')
+    app()

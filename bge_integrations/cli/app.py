@@ -1,0 +1,241 @@
+"""The commands of `bge`. What a command needs is imported when it runs, so that `bge --help` is quick."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from bge_integrations.errors import BgeError
+
+if TYPE_CHECKING:
+    from langchain_core.documents import Document
+    from rich.console import Console
+
+DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
+
+
+class _Group(TyperGroup):
+    """Turns the errors of a wrong model, device or store into one red line and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BgeError, ValueError) as error:
+            _console(stderr=True).print(f"bge: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="BGE embedders and rerankers on the command line: index files, ask them, embed and rerank JSON lines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Device = Annotated[str | None, typer.Option(help="Where models run: cpu, cuda:0, mps. Default: the best there is.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the device's.")]
+Backend = Annotated[Literal["auto", "torch", "sentence_transformers"], typer.Option(help="What runs the model.")]
+Store = Annotated[Path, typer.Option(help="Folder of the store.", file_okay=False)]
+
+
+@app.command()
+def models(kind: Annotated[str | None, typer.Option(help="Only embedder or reranker.")] = None) -> None:
+    """List the catalogue: every BGE text model with its facts."""
+    from rich.table import Table
+
+    from bge_integrations.catalog import list_models
+
+    if kind not in (None, "embedder", "reranker"):
+        raise typer.BadParameter("kind is embedder or reranker.", param_hint="--kind")
+    table = Table("model", "kind", "dim", "tokens", "languages", "licence", "runs")
+    for spec in list_models(kind):
+        facts = (spec.id, spec.kind, spec.dim or "", spec.max_length, spec.languages, spec.license)
+        table.add_row(*map(str, facts), "no" if spec.unsupported else "yes")
+    _console().print(table)
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders to search.", exists=True)],
+    store: Store,
+    model: Annotated[
+        str | None, typer.Option(help=f"Embedder: id or folder. Default: the store's, else {DEFAULT_MODEL}.")
+    ] = None,
+    chunk_size: Annotated[int, typer.Option(help="Most tokens of a chunk.", min=16)] = 256,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Index Markdown, reStructuredText and text files and the docstrings of Python files into Chroma on disk.
+
+    Run it again after files have changed: chunks that the store holds are not computed again.
+
+    Chunks whose text is gone from the files stay in the store.
+    """
+    _require("chromadb", "langchain_chroma", "langchain_text_splitters")
+    from bge_integrations.cli.corpus import SUFFIXES, find_files
+    from bge_integrations.cli.store import open_store, remembered_model
+    from bge_integrations.cli.tokens import most_tokens
+    from bge_integrations.langchain import BgeEmbeddings
+    from bge_integrations.populate import populate
+
+    files = find_files(paths)
+    if not files:
+        raise typer.BadParameter(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}.")
+    model = _absolute(model or remembered_model(store) or DEFAULT_MODEL)
+    embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
+    # A model that cannot be had is refused here, before there is a store.
+    chunks = _read_files(files, model, min(chunk_size, most_tokens(embeddings.embedder)))
+    report = populate(open_store(store, model, embeddings), chunks)
+    _console().print(
+        f"{len(files)} files, {len(chunks)} chunks: {report.added} added, {report.updated} updated, "
+        f"{report.skipped} unchanged; {report.texts} embedded in {report.seconds:.1f} s",
+        highlight=False,
+    )
+
+
+def _read_files(files: list[Path], model: str, chunk_size: int) -> list[Any]:
+    from bge_integrations.cli.corpus import read_chunks
+    from bge_integrations.cli.tokens import make_token_counter
+
+    count_tokens = make_token_counter(model)
+    chunks = []
+    for file in files:
+        try:
+            chunks.extend(read_chunks(file, count_tokens, chunk_size))
+        except (SyntaxError, ValueError) as error:
+            _console(stderr=True).print(f"skipped {file}: {error}", style="yellow", markup=False, soft_wrap=True)
+    return chunks
+
+
+@app.command()
+def ask(
+    question: str,
+    store: Store,
+    top_n: Annotated[int, typer.Option(help="Passages to show.", min=1)] = 5,
+    reranker: Annotated[str | None, typer.Option(help="Reranker: id or folder. Default: none.")] = None,
+    fetch_k: Annotated[int, typer.Option(help="Passages to fetch for the reranker.", min=1)] = 50,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Ask an indexed store: fetch passages, rerank them, show the best with both scores and their source."""
+    _require("chromadb", "langchain_chroma")
+    from bge_integrations.cli.store import open_store, remembered_model
+    from bge_integrations.embed.collection import check_fingerprint
+    from bge_integrations.langchain import BgeEmbeddings, BgeRerank, RerankingRetriever
+
+    model = remembered_model(store)
+    if model is None:
+        raise typer.BadParameter(f"{store} holds no index; make one with: bge index PATH --store {store}")
+    if reranker and fetch_k < top_n:
+        raise typer.BadParameter(f"--fetch-k {fetch_k} is under --top-n {top_n}.", param_hint="--fetch-k")
+    embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
+    chroma = open_store(store, model, embeddings)
+    if reranker is None:
+        check_fingerprint(chroma, embeddings.embedder.fingerprint)
+        for rank, (document, distance) in enumerate(chroma.similarity_search_with_score(question, k=top_n), start=1):
+            _show(rank, document, distance=distance)
+        _console(stderr=True).print("No --reranker given: passages in the order of retrieval.", style="yellow")
+        return
+    rerank = BgeRerank(model=_absolute(reranker), device=device, dtype=dtype, backend=backend)
+    retriever = RerankingRetriever(vector_store=chroma, reranker=rerank, fetch_k=fetch_k, top_n=top_n)
+    for rank, document in enumerate(retriever.invoke(question), start=1):
+        scores = document.metadata
+        _show(rank, document, relevance=scores["relevance_score"], distance=scores["retrieval_score"])
+
+
+def _show(rank: int, document: "Document", **scores: float) -> None:
+    numbers = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+    source = f"{document.metadata['source']}:{document.metadata['start_line']}"
+    console = _console()
+    console.print(f"{rank}. {numbers}  {source}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(document.page_content, markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Option(help="Embedder: id or folder.")] = DEFAULT_MODEL,
+    query: Annotated[bool, typer.Option("--query", help="Embed queries, with the query instruction.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Embed JSON lines from stdin to stdout.
+
+    In, an object a line with "text":
+
+    {"text": "Pandas eat bamboo.", "id": 7}
+
+    Out, the same object, its other keys kept, with "embedding":
+
+    {"text": "Pandas eat bamboo.", "id": 7, "embedding": [0.012, -0.034, ...]}
+    """
+    from bge_integrations.cli.lines import in_groups, read_lines, write_line
+    from bge_integrations.embed.embedder import BgeEmbedder
+    from bge_integrations.embed.lists import to_lists
+
+    embedder = BgeEmbedder(_absolute(model), device=device, dtype=dtype, backend=backend)
+    embedder.describe()  # a model that cannot be had is refused before anything is read
+    encode = embedder.encode_queries if query else embedder.encode_documents
+    for group in in_groups(read_lines(sys.stdin, "text")):
+        for line, vector in zip(group, to_lists(encode([line["text"] for line in group])), strict=True):
+            write_line({**line, "embedding": vector})
+
+
+@app.command()
+def rerank(
+    model: Annotated[str, typer.Option(help="Reranker: id or folder.")],
+    top_n: Annotated[int | None, typer.Option(help="Passages to keep. Default: all.", min=1)] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Rerank JSON lines from stdin to stdout.
+
+    In, an object a line with "query" and "documents":
+
+    {"query": "what do pandas eat?", "documents": ["Paris.", "Bamboo."]}
+
+    Out, the same object, its other keys kept, with "results", best first, where "index" counts documents from 0:
+
+    {..., "results": [{"index": 1, "score": 0.97, "logit": 3.5}, ...]}
+    """
+    from dataclasses import asdict
+
+    from bge_integrations.cli.lines import read_lines, write_line
+    from bge_integrations.rerank.reranker import BgeReranker
+
+    reranker = BgeReranker(_absolute(model), device=device, dtype=dtype, backend=backend)
+    for line in read_lines(sys.stdin, "query", lists=["documents"]):
+        results = reranker.rerank(line["query"], line["documents"], top_n=top_n)
+        write_line({**line, "results": [asdict(result) for result in results]})
+
+
+def _absolute(model: str) -> str:
+    """The path of a folder from anywhere; a hub id as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def _require(*modules: str) -> None:
+    from importlib.util import find_spec
+
+    from bge_integrations.errors import MissingExtraError
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            f'This command needs {", ".join(missing)}. Install it: pip install "bge_integrations[cli]"'
+        )
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 200)
