@@ -107,8 +107,7 @@ class BgeReranker(ModelUser):
         self.document_instruction = document_instruction
         self.prompt = prompt
         self.cutoff_layers = cutoff_layers
-        self.compress_layers = compress_layers
-        self.compress_ratio = compress_ratio
+        self.compress_layers, self.compress_ratio = compress_layers, compress_ratio
         self._refuse_foreign_arguments()
 
     def score(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
