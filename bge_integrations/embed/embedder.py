@@ -301,6 +301,8 @@ class BgeEmbedder(ModelUser):
 
     def _prefixes(self, spec: ModelSpec | None, folder: Folder) -> tuple[str, str]:
         """What goes before a query and before a document."""
+        if spec and self.query_instruction is not None and self.task is None:
+            return self.query_instruction, self.document_instruction  # a pair of the caller's own
         if spec:
             query, document = (
                 spec.tasks[self.task] if self.task else (spec.query_instruction, spec.document_instruction)

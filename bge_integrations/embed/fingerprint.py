@@ -22,8 +22,15 @@ def fingerprint(folder: Folder, settings: Mapping[str, object]) -> str:
     """32 hexadecimal digits over the contents of a folder's weights and tokenizer, and over `settings`."""
     tokenizer = next((folder.path / name for name in _TOKENIZER_FILES if (folder.path / name).is_file()), None)
     files = [*folder.weights(), *folder.module_weights(), *([tokenizer] if tokenizer else [])]
-    facts = {"files": [_content_hash(f, _state(f)) for f in files], **settings}
+    facts = {"files": [_content_hash(f, _state(f)) for f in files], "pipeline": _pipeline(folder), **settings}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _pipeline(folder: Folder) -> list[object]:
+    """What only the folder's files say of its pipeline; empty for the usual one of pooling and normalisation."""
+    in_settings = {"Transformer", "Normalize", *(("Pooling",) if folder.pooling and folder.include_prompt else ())}
+    unusual: list[object] = [[m.type, dict(m.config)] for m in folder.modules if m.type not in in_settings]
+    return [*unusual, *(["lower case"] if folder.settings.get("do_lower_case") else [])]
 
 
 def _state(file: Path) -> tuple[int, int]:

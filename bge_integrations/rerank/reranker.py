@@ -32,8 +32,8 @@ class BgeReranker(ModelUser):
     Args:
         model: A catalogue id such as "BAAI/bge-reranker-v2-m3", a hub id, or a folder.
         normalize: Scores are the sigmoid of the logits, between 0 and 1; False gives the logits themselves.
-        max_length: Tokens at which a pair is cut, special tokens included. None takes 512, as the authors do for every
-            reranker; bge-reranker-v2-m3 takes up to 8192.
+        max_length: Tokens at which a pair is cut, special tokens included. None takes 512, as the reference does for
+            every reranker, or less where the folder says so; bge-reranker-v2-m3 takes up to 8192.
         query_max_length: Tokens at which the query is cut; then only the passage is. None takes three quarters of
             `max_length`, as the reference does.
         on_truncate: What a pair over the limits causes: one warning a call, an error, or nothing.
@@ -148,12 +148,12 @@ class BgeReranker(ModelUser):
             InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
         """
         pairs = _pairs_of(query, documents, top_n)
-        return self._ranked(_joined(list(self._stream(pairs))), top_n)
+        return self._ranked(pairs, _joined(list(self._stream(pairs))), top_n)
 
     async def arerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
         """As `rerank`, without blocking the event loop."""
         pairs = _pairs_of(query, documents, top_n)
-        return self._ranked(_joined([rows async for rows in self._stream(pairs)]), top_n)
+        return self._ranked(pairs, _joined([rows async for rows in self._stream(pairs)]), top_n)
 
     def describe(self) -> dict[str, object]:
         """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""
@@ -190,16 +190,16 @@ class BgeReranker(ModelUser):
 
             def start(engine: Engine) -> Future[Output]:
                 room = max_length - engine.tokenizer.pair_special_tokens
-                if query_max_length >= room:
+                if (self.query_max_length or 1) >= room:
                     raise ValueError(
-                        f"query_max_length={query_max_length} leaves a passage no room within max_length={max_length}: "
-                        f"use at most {room - 1}."
+                        f"query_max_length={self.query_max_length} leaves a passage no room within "
+                        f"max_length={max_length}: use at most {room - 1}, or raise max_length."
                     )
                 return engine.submit_pairs(
                     pairs,
                     head=Logit(),
                     max_length=max_length,
-                    query_max_length=query_max_length,
+                    query_max_length=min(query_max_length, room - 1),
                     prefixes=(self.query_instruction or "", self.document_instruction or ""),
                     max_batch_tokens=self.max_batch_tokens,
                     check=self._check(max_length, "pair"),
@@ -212,7 +212,8 @@ class BgeReranker(ModelUser):
 
     def _limits(self, resolved: Resolved) -> tuple[int, int]:
         """Most tokens of a pair and of its query."""
-        max_length = self._limit(resolved.folder, resolved.spec.max_length if resolved.spec else DEFAULT_MAX_LENGTH)
+        default = resolved.spec.max_length if resolved.spec else min(DEFAULT_MAX_LENGTH, resolved.folder.max_length)
+        max_length = self._limit(resolved.folder, default)
         return max_length, self.query_max_length or max(1, max_length * 3 // 4)
 
     def _report_cuts(self, cuts: list[Cut]) -> None:
@@ -222,7 +223,10 @@ class BgeReranker(ModelUser):
         scores: list[float] = (_sigmoid(logits) if self.normalize else logits).tolist()
         return scores
 
-    def _ranked(self, logits: NDArray[np.float64], top_n: int | None) -> list[RerankResult]:
+    def _ranked(self, pairs: list[Pair], logits: NDArray[np.float64], top_n: int | None) -> list[RerankResult]:
+        # A pair's last digits depend on its neighbours in the batch; the same pair twice is a tie all the same.
+        first: dict[Pair, int] = {}
+        logits = logits[[first.setdefault(pair, index) for index, pair in enumerate(pairs)]]
         scores = self._scores(logits)
         order = np.argsort(-logits, kind="stable")[:top_n].tolist()
         return [RerankResult(index, scores[index], float(logits[index])) for index in order]

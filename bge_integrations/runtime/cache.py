@@ -3,6 +3,7 @@
 A call leases a model for as long as it lasts; an idle model stays warm until its room is needed.
 """
 
+import atexit
 import os
 import threading
 import time
@@ -15,7 +16,8 @@ from typing import Any, TypeVar
 from bge_integrations.inference.device_lock import forget_device_locks
 from bge_integrations.inference.engine import Engine
 from bge_integrations.runtime import loader
-from bge_integrations.runtime.device import parse_budget
+from bge_integrations.runtime.device import note_fork_during_load, parse_budget
+from bge_integrations.runtime.ending import ending, stop
 from bge_integrations.runtime.folder import LOCAL, revision_of
 from bge_integrations.runtime.residents import Resident, Residents
 from bge_integrations.runtime.source import (
@@ -32,8 +34,8 @@ Start = Callable[[Engine], Future[T]]
 Prepare = Callable[[Resolved], Start[T]]
 """Plans a call from the model's files, or refuses it before weights load; then starts it on the engine."""
 
-_EXIT_SECONDS = 1.5
-"""How long the end of the process waits for a running forward."""
+_CLOSE_SECONDS = 1.5
+"""How long dropping a cache waits for a running forward."""
 
 
 class ModelCache:
@@ -68,7 +70,7 @@ class ModelCache:
         if self.name in _caches:
             raise ValueError(f'This process has a ModelCache named "{self.name}" already; share that object.')
         _caches[self.name] = self
-        weakref.finalize(self, _close, self._residents, self._loaders)
+        weakref.finalize(self, _close, self._residents, self._loaders).atexit = False
 
     def submit(self, source: ModelSource, prepare: Prepare[T]) -> "Future[T]":
         """Runs a call on the loaded model; loads the model first if need be. Never blocks.
@@ -183,7 +185,7 @@ class ModelCache:
 
         def finish(done: "Future[T]") -> None:
             self._residents.release(resident)
-            if done.cancelled() or not outcome.set_running_or_notify_cancel():
+            if ending.is_set() or done.cancelled() or not outcome.set_running_or_notify_cancel():
                 return
             error = done.exception()
             outcome.set_result(done.result()) if error is None else outcome.set_exception(error)
@@ -206,22 +208,30 @@ class ModelCache:
             self._residents.lease_again(resident)
             self._serve(resident, resolved, prepare, outcome)
         self._residents.release(resident)
+        key = resolved.key
+        if key.revision.startswith(LOCAL):  # what the folder held before is out of everyone's reach
+            self._residents.leave(lambda other: other.model == key.model and other.revision != key.revision)
 
     def _still_wanted(self, source: ModelSource, resolved: Resolved) -> bool:
         """Refuses bad calls before weights load; whether any call is left to load them for."""
-        refused = []
-        for call in list(self._missed[source]):
-            try:
-                call[0](resolved)
-            except Exception as error:
-                refused.append(call)
-                _fail(call[1], error)
-        with self._lock:
-            self._missed[source] = [call for call in self._missed[source] if call not in refused]
-            if not self._missed[source]:
-                del self._missed[source]
-                self._loaders.discard(threading.current_thread())
-            return source in self._missed
+        accepted = 0
+        while True:
+            with self._lock:
+                waiting = self._missed[source]
+                unchecked = waiting[accepted:]
+                if not waiting:
+                    del self._missed[source]
+                    self._loaders.discard(threading.current_thread())
+                if not unchecked:
+                    return bool(waiting)
+            for call in unchecked:
+                try:
+                    call[0](resolved)
+                    accepted += 1
+                except Exception as error:
+                    with self._lock:
+                        waiting.remove(call)
+                    _fail(call[1], error)
 
     def _missed_calls(self, source: ModelSource) -> list[tuple[Prepare[Any], Future[Any]]]:
         with self._lock:
@@ -231,8 +241,6 @@ class ModelCache:
 
 _caches: weakref.WeakValueDictionary[str, ModelCache] = weakref.WeakValueDictionary()
 _abandoned: list[list[Resident]] = []
-
-
 _naming = threading.Lock()
 
 
@@ -247,13 +255,13 @@ def _cache_named(name: str, budget: int | float | str | None) -> ModelCache:
 
 
 def _fail(outcome: Future[Any], error: BaseException) -> None:
-    if outcome.set_running_or_notify_cancel():
+    if not ending.is_set() and outcome.set_running_or_notify_cancel():
         outcome.set_exception(error)
 
 
 def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
-    """When a cache is dropped or the process ends: stops the workers, so that none runs into the interpreter's end."""
-    deadline = time.monotonic() + _EXIT_SECONDS
+    """When a cache is dropped: stops its workers and frees its weights."""
+    deadline = time.monotonic() + _CLOSE_SECONDS
     engines = [resident.loaded for resident in residents.loaded()]
     for engine in engines:
         engine.close()
@@ -263,7 +271,22 @@ def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
 
 
+def _at_exit() -> None:
+    """Calls that wait get no answer: it would only wake their threads to die with a traceback."""
+    ending.set()
+    caches = list(_caches.values())
+    engines = [resident.loaded for cache in caches for resident in cache._residents.loaded()]  # noqa: SLF001
+    for engine in engines:
+        engine.close()
+    loaders = [thread for cache in caches for thread in cache._loaders]  # noqa: SLF001
+    stop([*loaders, *(engine.worker for engine in engines if engine.worker)])
+
+
 def _after_fork_in_child() -> None:
+    global _naming  # noqa: PLW0603
+    _naming = threading.Lock()
+    if any(cache._loaders for cache in list(_caches.values())):  # noqa: SLF001
+        note_fork_during_load()
     left = [cache.abandon() for cache in list(_caches.values())]
     if any(left):
         loader.single_threaded_from_now_on()
@@ -273,4 +296,5 @@ def _after_fork_in_child() -> None:
 
 
 _default = ModelCache(name="default")
+atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork_in_child)

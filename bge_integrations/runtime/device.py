@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 from bge_integrations.errors import ForkedProcessError
 
@@ -29,6 +30,17 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+
+
+_IMPORTED_BY_LOADS = ("torch", "transformers", "sentence_transformers", "bge_integrations")
+_half_imported = False
+
+
+def note_fork_during_load() -> None:
+    """In a forked child whose parent was loading: an import that the fork cut in two never ends here."""
+    global _half_imported  # noqa: PLW0603
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in _IMPORTED_BY_LOADS]
+    _half_imported = any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
 
 
 def normalize_dtype(dtype: object) -> str | None:
@@ -65,9 +77,14 @@ def resolve_device(device: str | None) -> str:
     """The device itself; None takes cuda, else mps, else cpu.
 
     Raises:
-        ForkedProcessError: A forked child of a process that had used CUDA.
+        ForkedProcessError: A forked child of a process that had used CUDA, or was importing torch.
         ValueError: The machine has no such device.
     """
+    if _half_imported:
+        raise ForkedProcessError(
+            "This process was forked while its parent loaded its first model, so torch is imported by half. Start "
+            'workers with multiprocessing.get_context("spawn"), or fork before or after that load.'
+        )
     import torch
 
     if torch.cuda._is_in_bad_fork():  # noqa: SLF001 - asks without touching the GPU

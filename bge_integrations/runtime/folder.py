@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ _ROBERTA_POSITIONS = ("xlm-roberta", "roberta", "camembert")
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One entry of modules.json: the class's last name, and its own config."""
+    """One entry of modules.json: its class, by the last name alone if the library brings it, and its config."""
 
     name: str
     type: str
@@ -120,14 +121,19 @@ class Folder:
         return min((int(limit) for limit in limits if limit), default=512)
 
     def weights(self) -> tuple[Path, ...]:
-        """The weight files: safetensors where there are some, else `.bin`.
+        """The files that transformers would read: safetensors where there are some, else `.bin`.
 
         Raises:
-            MissingWeightsError: The folder has neither.
+            MissingWeightsError: The folder has neither, or not every shard.
         """
-        for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-            if files := sorted(self.path.glob(pattern)):
-                return tuple(files)
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (self.path / name).is_file():
+                return (self.path / name,)
+            if index := _json(self.path / f"{name}.index.json"):
+                shards = [self.path / shard for shard in sorted(set(index["weight_map"].values()))]
+                if absent := [shard.name for shard in shards if not shard.is_file()]:
+                    raise MissingWeightsError(f"{self.path} lacks {', '.join(absent)}. Download the folder again.")
+                return tuple(shards)
         raise MissingWeightsError(
             f"{self.path} holds no weights: neither model.safetensors nor pytorch_model.bin (or their shards). "
             "Download the folder again, or save the model with save_pretrained()."
@@ -197,7 +203,11 @@ def _modules(path: Path) -> tuple[Module, ...]:
         return ()
     entries = json.loads((path / "modules.json").read_text(encoding="utf-8"))
     return tuple(
-        Module(entry["path"], entry["type"].rpartition(".")[2], _json(path / entry["path"] / "config.json"))
+        Module(
+            name=entry["path"],
+            type=re.sub(r"^sentence_transformers\.(.*\.)?", "", entry["type"]),
+            config=_json(path / entry["path"] / "config.json"),
+        )
         for entry in sorted(entries, key=lambda entry: entry["idx"])
     )
 

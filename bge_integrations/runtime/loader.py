@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from bge_integrations.inference.backends.base import Backend
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime.device import default_batch_tokens
-from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.folder import LOCAL, Folder
+from bge_integrations.runtime.source import ModelKey, Resolved
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +40,23 @@ def load(resolved: Resolved) -> Engine:
     """Loads tokenizer and weights onto the device.
 
     Raises:
-        MissingWeightsError: The checkpoint lacks a tensor that the model needs.
+        MissingWeightsError: The checkpoint lacks a tensor that the model needs, or is not made of tensors alone.
         UnsupportedModelError: The tokenizer has no fast version.
     """
     key, folder = resolved.key, resolved.folder
     started = time.perf_counter()
     with _one_load, _quiet():
         tokenizer = _tokenizer(resolved)
-        if key.backend == "sentence_transformers":
-            backend = _pipeline(resolved, pad_id=tokenizer.pad_token_id or 0)
-        else:
-            backend = _model(resolved)
+        try:
+            if key.backend == "sentence_transformers":
+                backend = _pipeline(resolved, pad_id=tokenizer.pad_token_id or 0)
+            else:
+                backend = _model(resolved)
+        except pickle.UnpicklingError as error:
+            raise MissingWeightsError(
+                f"A .bin file of {folder.root} holds more than tensors, or is damaged. Nothing is unpickled, for that "
+                "can run any code: use a copy with safetensors."
+            ) from error
     logger.info(
         "loaded %s in %.1f s: %d bytes on %s as %s, %s",
         key.model, time.perf_counter() - started, backend.nbytes, key.device, key.dtype, backend.engine,
@@ -115,12 +122,12 @@ def _model(resolved: Resolved) -> Backend:
     )
     _refuse_missing(report, folder)
     engine = f"padded: {padded_because}" if padded_because else "packed"
-    return TorchBackend(model.to(key.device), packed=not padded_because, engine=engine)
+    return TorchBackend(_unmapped(model.to(key.device), key), packed=not padded_because, engine=engine)
 
 
 def _padded_reason(resolved: Resolved) -> str:
     """Why the torch backend pads; empty if it runs packed."""
-    import torch
+    from bge_integrations.inference.backends import varlen
 
     key, config = resolved.key, resolved.folder.config
     if resolved.reason:
@@ -128,13 +135,7 @@ def _padded_reason(resolved: Resolved) -> str:
     if not key.device.startswith("cuda"):
         return "" if key.device == "cpu" else f"packing is not tried on {key.device}"
     head_size = int(config["hidden_size"]) // int(config["num_attention_heads"])
-    if key.dtype == "float32":
-        return "torch's variable-length kernel has no float32"
-    if torch.cuda.get_device_capability(key.device) < (8, 0):
-        return "torch's variable-length kernel needs compute capability 8.0"
-    if head_size > 256 or head_size % 8:
-        return f"torch's variable-length kernel has no head size {head_size}"
-    return ""
+    return varlen.kernel_refusal(key.device, key.dtype, head_size)
 
 
 def _pipeline(resolved: Resolved, *, pad_id: int) -> Backend:
@@ -157,7 +158,19 @@ def _pipeline(resolved: Resolved, *, pad_id: int) -> Backend:
     _refuse_missing(checked[1], folder)
     del checked
     model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(str(folder.root), **arguments)
-    return SentenceTransformersBackend(model, pad_id=pad_id, engine=f"sentence_transformers: {resolved.reason}")
+    engine = f"sentence_transformers: {resolved.reason}"
+    return SentenceTransformersBackend(_unmapped(model, key), pad_id=pad_id, engine=engine)
+
+
+def _unmapped(model: Any, key: ModelKey) -> Any:
+    """Copies weights out of a local folder's mapped file: retraining it in place would cut them off (SIGBUS).
+
+    The hub's files never change, so their weights stay mapped, and processes share the memory.
+    """
+    if key.device == "cpu" and key.revision.startswith(LOCAL):
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _refuse_missing(report: dict[str, Any], folder: Folder) -> None:

@@ -80,7 +80,8 @@ class Residents:
             MissingWeightsError: Its files are absent, truncated or incomplete.
         """
         key = resolved.key
-        nbytes = loaded_bytes(resolved.folder.weights(), key.dtype)
+        files = (*resolved.folder.weights(), *resolved.folder.module_weights())
+        nbytes = loaded_bytes(files, key.dtype)
         with self._changed:
             while resident := self._table.get(key):
                 if resident.ready:
@@ -123,7 +124,13 @@ class Residents:
             mine = [r for r in wanted if r.ready and self._table.get(r.key) is r]
             for resident in mine:
                 resident.leaving = True
-            self._changed.wait_for(lambda: not any(r.leases for r in mine))
+            try:
+                self._changed.wait_for(lambda: not any(r.leases for r in mine))
+            except BaseException:  # Ctrl-C: they stay, and serve again
+                for resident in mine:
+                    resident.leaving = False
+                self._changed.notify_all()
+                raise
         for resident in mine:
             self._free(resident)
         with self._changed:

@@ -135,7 +135,7 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
         raise WrongKindError(f"{source.model} is {_an(actual)}. Use {_CLASS_OF[actual]} for it.")
     spec, found_by = _find_row(source, located, folder)
     if spec and spec.unsupported:
-        raise UnsupportedModelError(spec.unsupported)
+        raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
     backend, reason = _choose_backend(source, folder)
     device = resolve_device(source.device)
     key = ModelKey(located.model, located.revision, backend, device, source.dtype or default_dtype(device))
@@ -149,7 +149,7 @@ def check_kind(spec: ModelSpec, kind: Kind) -> None:
         WrongKindError, UnsupportedModelError
     """
     if spec.unsupported:
-        raise UnsupportedModelError(spec.unsupported)
+        raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
     if spec.kind != kind:
         raise WrongKindError(f"{spec.id} is {_an(spec.kind)}. Use {_CLASS_OF[spec.kind]} for it.")
 
@@ -199,7 +199,8 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
 
 
 def _choose_backend(source: ModelSource, folder: Folder) -> tuple[str, str]:
-    reason = _slow_reason(folder)
+    own_code = source.trust_remote_code and "auto_map" in folder.config
+    reason = "it brings its own code" if own_code else _slow_reason(folder)
     if source.kind == "reranker" and folder.labels != 1:
         raise UnsupportedModelError(
             f"{source.model} has {folder.labels} labels; a reranker needs a sequence classifier with exactly one."
@@ -237,7 +238,13 @@ def _download(
     repository: str, revision: str | None, cache_folder: str | None, token: str | None, local_files_only: bool
 ) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     cache = cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
 
@@ -261,13 +268,14 @@ def _download(
         raise UnknownModelError(
             f"{repository} asks you to accept its terms on the hub first; then pass token=. ({error})"
         ) from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UnknownModelError(
-            f"{repository} is neither a local folder nor a repository on the hub (or it is private: pass token=)."
+            f"{repository} (revision {revision or 'main'}) is neither a local folder nor on the hub (or it is private: "
+            "pass token=)."
         ) from error
     except LocalEntryNotFoundError as error:
         where = cache or constants.HF_HUB_CACHE
         raise UnknownModelError(
-            f"{repository} is not in {where}, and the hub was not asked or not reached. Download it once with a "
-            "network, or pass the path of a local folder."
+            f"{repository} is not, or not completely, in {where}, and the hub was not asked or not reached. Download "
+            "it once with a network, or pass the path of a local folder."
         ) from error

@@ -4,6 +4,7 @@ Registered with transformers as an attention function, so its own model classes 
 begins travels with every forward as `cu_seqlens`, never as a global.
 """
 
+import inspect
 from typing import Any, cast
 
 import torch
@@ -55,6 +56,24 @@ def varlen_attention(
     if query.is_cuda and query.dtype != torch.float32:  # the kernel has no float32, which exact rows are computed in
         return _kernel(query, key, value, scaling, cu_seqlens, max(seqlens), sliding_window, causal), None
     return _per_text(query, key, value, scaling, seqlens, sliding_window, causal), None
+
+
+def kernel_refusal(device: str, dtype: str, head_size: int) -> str:
+    """Why torch's variable-length kernel cannot run a model; empty if it can."""
+    if dtype == "float32":
+        return "torch's variable-length kernel has no float32"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "torch's variable-length kernel needs compute capability 8.0"
+    if head_size > 256 or head_size % 8:
+        return f"torch's variable-length kernel has no head size {head_size}"
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return f"torch {torch.__version__} has no variable-length kernel"
+    missing = {"scale", "window_size", "enable_gqa"} - set(inspect.signature(varlen_attn).parameters)
+    return (
+        f"torch {torch.__version__}'s variable-length kernel takes no {', '.join(sorted(missing))}" if missing else ""
+    )
 
 
 def _kernel(
