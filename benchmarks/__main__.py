@@ -57,7 +57,7 @@ def main() -> None:
         ratios = measure(Path(folder), arguments.texts, arguments.repetitions)
     machine = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch with {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers")),
         "command": f"python -m benchmarks --repetitions {arguments.repetitions} --texts {arguments.texts}",
     }
     (RESULTS / "results.json").write_text(
