@@ -1,6 +1,7 @@
 """The torch backend: transformers' own model classes, padded (the reference) or packed, over one copy of weights."""
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import numpy as np
@@ -16,29 +17,31 @@ PACKABLE_MODEL_TYPES = ("bert", "xlm-roberta")
 """Architectures whose position ids and classification heads are known to this module."""
 
 
-class TorchBackend:
-    """A transformers encoder, or encoder with a classification head, in evaluation mode.
+class ModuleBackend(ABC):
+    """A torch module in evaluation mode on its device; see `Backend`.
 
     Args:
-        model: From `AutoModel` or `AutoModelForSequenceClassification`, on its device, attention chosen by `packed`.
-        packed: Run without padding; the model's attention must be `varlen.NAME`.
-        engine: "packed" or "padded", with the reason.
+        model: The module.
+        padded: Whether a forward computes padding.
+        engine: How it runs and why, for people.
     """
 
-    def __init__(self, model: Any, *, packed: bool, engine: str) -> None:
+    def __init__(self, model: Any, *, padded: bool, engine: str) -> None:
         self._model = model.eval()
-        self._pad_id = model.config.pad_token_id or 0
-        self.padded = not packed
+        self.padded = padded
         self.engine = engine
         self.nbytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+    @abstractmethod
+    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
+        """One forward of `model`: (texts, width) on the device."""
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> NDArray[np.float32]:
         """One forward; see `Backend.run`."""
         try:
             model = copy.deepcopy(self._model).float() if exact else self._model
             with torch.inference_mode():
-                rows = self._padded(model, batch, head) if self.padded else self._packed(model, batch, head)
-                return rows.float().cpu().numpy()
+                return self.rows(model, batch, head).float().cpu().numpy()
         except torch.OutOfMemoryError as error:
             message = str(error)
         # Outside the handler, whose traceback would keep the forward's tensors alive.
@@ -51,6 +54,24 @@ class TorchBackend:
         self._model = None
         if on_cuda:
             torch.cuda.empty_cache()
+
+
+class TorchBackend(ModuleBackend):
+    """A transformers encoder, or encoder with a classification head.
+
+    Args:
+        model: From `AutoModel` or `AutoModelForSequenceClassification`, on its device, attention chosen by `packed`.
+        packed: Run without padding; the model's attention must be `varlen.NAME`.
+        engine: "packed" or "padded", with the reason.
+    """
+
+    def __init__(self, model: Any, *, packed: bool, engine: str) -> None:
+        super().__init__(model, padded=not packed, engine=engine)
+        self._pad_id = model.config.pad_token_id or 0
+
+    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
+        """One forward, padded or packed."""
+        return self._padded(model, batch, head) if self.padded else self._packed(model, batch, head)
 
     def _padded(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
         ids, mask, types = (self._tensor(model, part) for part in batch.padded(self._pad_id))
