@@ -50,7 +50,9 @@ LAWS = {
     ),
     "embed": law(f"embed {CORE}", "numpy"),
     "rerank": law(f"rerank {CORE}", "numpy"),
-    "langchain": law(f"langchain {FOR_ADAPTERS}", "langchain_core numpy pydantic", "sentence_transformers transformers"),
+    "langchain": law(
+        f"langchain {FOR_ADAPTERS}", "langchain_core numpy pydantic", "sentence_transformers transformers"
+    ),
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
     "populate": law("populate embed errors types", "tqdm"),

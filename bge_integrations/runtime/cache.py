@@ -190,8 +190,14 @@ class ModelCache:
             error = done.exception()
             outcome.set_result(done.result()) if error is None else outcome.set_exception(error)
 
+        running = weakref.ref(work)  # a cycle would keep a finished call's vectors until the next garbage collection
+
+        def cancel(done: "Future[T]") -> None:
+            if done.cancelled() and (waiting := running()):
+                waiting.cancel()
+
         work.add_done_callback(finish)
-        outcome.add_done_callback(lambda done: work.cancel() if done.cancelled() else None)
+        outcome.add_done_callback(cancel)
 
     def _fetch(self, source: ModelSource) -> None:
         """In a thread of its own: loads what `source` names, then serves every call that waits for it."""

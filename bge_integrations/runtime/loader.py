@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 _one_load = threading.Lock()
 """transformers patches its own globals while it loads, so models load one after the other."""
 
+_REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
+
 
 def forget_load_lock() -> None:
     """In a forked child: the parent's thread that may hold the lock does not exist here."""
@@ -116,7 +119,7 @@ def _model(resolved: Resolved) -> Backend:
         folder.path,
         dtype=getattr(torch, key.dtype),
         trust_remote_code=resolved.trust_remote_code,
-        output_loading_info=True,
+        **_REPORTED,
         **attention,
         **extra,
     )
@@ -154,7 +157,7 @@ def _pipeline(resolved: Resolved, *, pad_id: int) -> Backend:
     }
     auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
     # The library initialises what a checkpoint lacks at random and only logs it, so the checkpoint is read once before.
-    checked = auto.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code, output_loading_info=True)
+    checked = auto.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code, **_REPORTED)
     _refuse_missing(checked[1], folder)
     del checked
     model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(str(folder.root), **arguments)
@@ -176,10 +179,11 @@ def _unmapped(model: Any, key: ModelKey) -> Any:
 def _refuse_missing(report: dict[str, Any], folder: Folder) -> None:
     # Embedders leave BERT's pooler unused, and many checkpoints leave it out; BERT's classifier stands on it.
     missing = sorted(name for name in report["missing_keys"] if folder.is_reranker or not name.startswith("pooler."))
-    mismatched = sorted(str(name) for name in report.get("mismatched_keys", ()))
+    mismatched = sorted(str(name) for name, *_ in report["mismatched_keys"])
     if missing or mismatched:
         names = ", ".join((missing + mismatched)[:4])
         raise MissingWeightsError(
-            f"The checkpoint in {folder.path} lacks {len(missing + mismatched)} tensors that the model needs "
-            f"({names}, ...). It would run on random weights, so it is refused: use a complete checkpoint."
+            f"The checkpoint in {folder.path} lacks {len(missing + mismatched)} tensors that the model needs, or has "
+            f"them in another shape ({names}, ...). It would run on random weights, so it is refused: use a complete "
+            "checkpoint."
         )

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import islice
 from operator import length_hint
 from types import TracebackType
@@ -58,7 +59,7 @@ class Stream(Generic[T]):
     async def __aiter__(self) -> AsyncIterator[NDArray[np.float32]]:
         with self:
             while (future := self._next()) is not None:
-                yield self._rows(await asyncio.wrap_future(future))
+                yield self._rows(await awaited(future))
 
     def __enter__(self) -> "Stream[T]":
         return self
@@ -83,6 +84,31 @@ class Stream(Generic[T]):
         if self._bar is not None:
             self._bar.update(len(output.rows))
         return output.rows
+
+
+async def awaited(future: "Future[R]") -> R:
+    """The future's result; cancelling the wait cancels the work.
+
+    As `asyncio.wrap_future`, but for its reference cycle, which would keep the rows until a garbage collection.
+    """
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def wake() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def finish(_: "Future[R]") -> None:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(wake)
+
+    future.add_done_callback(finish)
+    try:
+        await done
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    return future.result()
 
 
 def wait(future: "Future[R]") -> R:
