@@ -9,6 +9,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.vector_store import VectorIndexRetriever, VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from bge_integrations.embed.collection import check_fingerprint, read_fingerprint
 from bge_integrations.llama_index.embedding import BgeEmbedding
@@ -29,18 +30,19 @@ class RerankingRetriever(BaseRetriever):
     ```
 
     Args:
-        index: Where candidates come from; either this or `retriever`.
-        retriever: Where candidates come from. A `VectorIndexRetriever` is copied and asked for `fetch_k` of them;
+        index: Where candidates come from; or give one of the next two.
+        vector_store: A filled vector store, queried with `Settings.embed_model`, as the framework does for a bare one.
+        retriever: A `VectorIndexRetriever` is copied and asked for `fetch_k` of them;
             any other decides itself how many it gives.
         reranker: Scores the candidates.
         fetch_k: How many candidates to retrieve (default 50).
         top_n: How many nodes to return; None for what the reranker says.
-        filters: Metadata that candidates must have; with `index` only.
+        filters: Metadata that candidates must have; not with `retriever`.
         callback_manager: The framework's observers.
 
     Raises:
-        ValueError: Not exactly one of `index` and `retriever`; `fetch_k` less than the number of nodes to return;
-            `fetch_k` or `filters` with a retriever that can't take them.
+        ValueError: Not exactly one of `index`, `vector_store` and `retriever`; `fetch_k` less than the number of nodes
+            to return; `fetch_k` or `filters` with a retriever that can't take them.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RerankingRetriever(BaseRetriever):
         *,
         reranker: BgeRerank,
         index: VectorStoreIndex | None = None,
+        vector_store: BasePydanticVectorStore | None = None,
         retriever: BaseRetriever | None = None,
         fetch_k: int | None = None,
         top_n: int | None = None,
@@ -62,7 +65,10 @@ class RerankingRetriever(BaseRetriever):
                 raise ValueError(f"top_n={top_n}: it must be at least 1.")
             reranker = reranker.model_copy(update={"top_n": top_n})
         self.reranker = reranker
-        self.candidates = _candidates(index, retriever, fetch_k, filters)
+        sources = [source for source in (index, vector_store, retriever) if source is not None]
+        if len(sources) != 1:
+            raise ValueError("Pass exactly one of index=, vector_store= and retriever=.")
+        self.candidates = _candidates(sources[0], fetch_k, filters)
         self._collection_is_checked = False
         if isinstance(self.candidates, VectorIndexRetriever):
             _check_fetch_k(self.candidates.similarity_top_k, reranker.top_n)
@@ -92,28 +98,29 @@ class RerankingRetriever(BaseRetriever):
 
 
 def _candidates(
-    index: VectorStoreIndex | None,
-    retriever: BaseRetriever | None,
+    source: VectorStoreIndex | BasePydanticVectorStore | BaseRetriever,
     fetch_k: int | None,
     filters: MetadataFilters | None,
 ) -> BaseRetriever:
     """The retriever of the candidates, told how many to get."""
-    if index is not None and retriever is None:
-        return index.as_retriever(similarity_top_k=_FETCH_K if fetch_k is None else fetch_k, filters=filters)
-    if retriever is None or index is not None:
-        raise ValueError("Pass exactly one of index= and retriever=.")
+    if isinstance(source, BasePydanticVectorStore):
+        source = VectorStoreIndex.from_vector_store(source)
+    if isinstance(source, VectorStoreIndex):
+        return source.as_retriever(similarity_top_k=_FETCH_K if fetch_k is None else fetch_k, filters=filters)
     if filters is not None:
-        raise ValueError("filters= goes with index=. With retriever=, give the filters to that retriever.")
-    if isinstance(retriever, VectorIndexRetriever):
-        own = copy(retriever)
+        raise ValueError(
+            "filters= goes with index= or vector_store=. With retriever=, give the filters to that retriever."
+        )
+    if isinstance(source, VectorIndexRetriever):
+        own = copy(source)
         own.similarity_top_k = _FETCH_K if fetch_k is None else fetch_k
         return own
     if fetch_k is not None:
         raise ValueError(
-            f"fetch_k={fetch_k} can't be passed on to a {type(retriever).__name__}: "
+            f"fetch_k={fetch_k} can't be passed on to a {type(source).__name__}: "
             "set how many nodes it gives on that retriever, or pass a VectorIndexRetriever or index=."
         )
-    return retriever
+    return source
 
 
 def _check_fetch_k(fetch_k: int, top_n: int | None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import chromadb
 import pytest
 import tiny
-from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
+from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -64,6 +64,16 @@ def test_the_candidates_are_reranked(index: VectorStoreIndex, reranker: BgeReran
     assert [node.node.metadata["retrieval_score"] for node in found] == pytest.approx(
         [retrieval_scores[node.node_id] for node in found]
     )
+
+
+def test_a_bare_vector_store_is_asked_with_the_settings_model(
+    store: ChromaVectorStore, index: VectorStoreIndex, reranker: BgeRerank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "_embed_model", index._embed_model)
+    found = RerankingRetriever(vector_store=store, reranker=reranker).retrieve(QUERY)
+    assert ids(found) == ids(RerankingRetriever(index=index, reranker=reranker).retrieve(QUERY))
+    with pytest.raises(ValueError, match="exactly one"):
+        RerankingRetriever(vector_store=store, index=index, reranker=reranker)
 
 
 async def test_async_is_sync(index: VectorStoreIndex, reranker: BgeRerank) -> None:
