@@ -1,11 +1,14 @@
 """Ends in the middle of a call, in the way that is asked for: `endings.py WAY FOLDER`. Says "now" when it is there."""
 
 import asyncio
+import signal
 import sys
 import threading
 import time
 
 from bge_integrations import BgeEmbedder, default_cache
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 TEXTS = ["The giant panda is a bear that lives in the mountains of central China."] * 200_000
 way, folder = sys.argv[1:]
