@@ -256,7 +256,7 @@ class BgeEmbedder(ModelUser):
     def _start(self, texts: list[str], side: Side, first: int) -> Future[Output]:
         """Queues one call, whose texts the caller counts from `first`."""
 
-        def prepare(resolved: Resolved) -> Start[Output]:
+        def prepare(resolved: Resolved) -> "Start[Output]":
             recipe = self._recipe(resolved)
             prefix = recipe.prefix(side)
 

@@ -185,7 +185,7 @@ class BgeReranker(ModelUser):
     def _start(self, pairs: list[Pair], first: int) -> Future[Output]:
         """Queues one call, whose pairs the caller counts from `first`."""
 
-        def prepare(resolved: Resolved) -> Start[Output]:
+        def prepare(resolved: Resolved) -> "Start[Output]":
             max_length, query_max_length = self._limits(resolved)
 
             def start(engine: Engine) -> Future[Output]:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Module:
     config: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Folder:
     """A model folder's facts.
 
@@ -76,24 +77,24 @@ class Folder:
         """Outputs of the classification head."""
         return int(self.config.get("num_labels") or len(self.config.get("id2label") or {}) or 2)
 
-    @property
+    @cached_property
     def pooling(self) -> Pooling | None:
         """The one pooling of the pipeline; None without modules.json or with a pooling that only the library knows."""
         configs = [module.config for module in self.modules if module.type == "Pooling"]
         modes = _modes(configs[0]) if len(configs) == 1 else ()
         return _POOLING_MODES.get(modes[0]) if len(modes) == 1 else None
 
-    @property
+    @cached_property
     def include_prompt(self) -> bool:
         """Whether a prompt's tokens take part in the pooling."""
         return all(m.config.get("include_prompt", True) for m in self.modules if m.type == "Pooling")
 
-    @property
+    @cached_property
     def normalize(self) -> bool:
         """Whether the pipeline ends in vectors of length 1."""
         return any(module.type == "Normalize" for module in self.modules)
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Length of the pipeline's vectors."""
         dim = int(self.config.get("hidden_size") or self.config.get("d_model") or self.config.get("dim") or 0)
@@ -104,7 +105,7 @@ class Folder:
                 dim = int(module.config["out_features"])
         return dim
 
-    @property
+    @cached_property
     def positions(self) -> int | None:
         """Most tokens the position embeddings can take, special tokens included."""
         positions = self.config.get("max_position_embeddings")
@@ -114,7 +115,7 @@ class Folder:
             positions - self.config.get("pad_token_id", 1) - 1 if self.model_type in _ROBERTA_POSITIONS else positions
         )
 
-    @property
+    @cached_property
     def max_length(self) -> int:
         """Tokens at which sentence-transformers would cut a text of this folder."""
         limits = (self.settings.get("max_seq_length") or self.tokenizer.get("model_max_length"), self.positions)
@@ -181,21 +182,21 @@ def read_folder(path: Path) -> Folder:
 
 def revision_of(path: Path) -> str:
     """A local folder's revision: its files' names, sizes and times, so that retraining in place is seen."""
-    digest = hashlib.blake2s(digest_size=8)
-    for entry in sorted(_entries(path), key=lambda entry: entry.path):
-        stat = entry.stat()
-        digest.update(f"{entry.path}:{stat.st_size}:{stat.st_mtime_ns};".encode())
-    return LOCAL + digest.hexdigest()
+    states = repr(sorted(_states(str(path)))).encode()
+    return LOCAL + hashlib.blake2s(states, digest_size=8).hexdigest()
 
 
-def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
-    """The folder's files, and those of its numbered module folders."""
-    with os.scandir(path) as entries:
+def _states(folder: str) -> list[tuple[str, int, int]]:
+    """Path, size and time of the folder's files, and of those in its numbered module folders."""
+    states = []
+    with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file():
-                yield entry
+                stat = entry.stat()
+                states.append((entry.path, stat.st_size, stat.st_mtime_ns))
             elif entry.name[0].isdigit():
-                yield from _entries(Path(entry.path))
+                states += _states(entry.path)
+    return states
 
 
 def _modules(path: Path) -> tuple[Module, ...]:
