@@ -13,9 +13,6 @@ from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Dense, Head
 from bge_integrations.types import Pooling
 
-PACKABLE_MODEL_TYPES = ("bert", "xlm-roberta")
-"""Architectures whose position ids and classification heads are known to this module."""
-
 
 class ModuleBackend(ABC):
     """A torch module in evaluation mode on its device; see `Backend`.
