@@ -1,0 +1,1 @@
+"""Trains the pair that ships with the package: see README.md here."""
