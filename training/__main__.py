@@ -20,7 +20,7 @@ from training import cards, embedder, reranker, student
 from training.corpus import excerpts, read_pairs, read_prose
 from training.docstrings import read_docstrings
 from training.evaluate import evaluate
-from training.package import EMBEDDER_FILES, ship
+from training.package import EMBEDDER_FILES, average, ship
 from training.teacher import candidates, teacher_vectors
 
 MODELS = Path(__file__).parents[1] / "bge_integrations" / "models"
@@ -79,13 +79,15 @@ def train_embedder(texts: Texts, pieces: Sequence[str], work: Path) -> None:
     queries, passages, prose = (texts.labelled(name) for name in ("queries", "passages", "prose"))
     model = embedder.assemble(cut_body(texts, pieces, EMBEDDER_LAYERS, work / "embedder-start"))
     real = embedder.datasets(queries, passages + prose, long=2000)
-    embedder.distil(model, real, work / "embedder-texts", steps=1500, learning_rate=5e-4)
+    embedder.distil(model, real, work / "embedder-general-steps", steps=1500, learning_rate=5e-4)
     prose_of_code = read_docstrings(work / "packages", Path(sysconfig.get_path("purelib")))
     technical = embedder.Labelled(prose_of_code, teacher_vectors(prose_of_code))
     mixed = embedder.datasets(queries.some(12_000), passages.some(16_000), long=500)
     mixed |= embedder.by_length(technical, "technical", parts=3)
-    embedder.distil(model, mixed, work / "embedder-technical", steps=700, learning_rate=2e-4)
-    model.save(str(work / "embedder"))
+    model.save(str(work / "embedder-general"))
+    embedder.distil(model, mixed, work / "embedder-technical-steps", steps=700, learning_rate=2e-4)
+    model.save(str(work / "embedder-technical"))
+    average([work / "embedder-general", work / "embedder-technical"], work / "embedder")
 
 
 def train_reranker(texts: Texts, pieces: Sequence[str], work: Path) -> None:
@@ -113,8 +115,9 @@ def train_reranker(texts: Texts, pieces: Sequence[str], work: Path) -> None:
     model = reranker.assemble(cut_body(texts, pieces, RERANKER_LAYERS, work / "reranker-start"))
     for name, (datasets, steps, learning_rate) in parts.items():
         mixed = concatenate_datasets(datasets).shuffle(seed=2)
-        reranker.train(model, mixed, work / f"reranker-{name}", steps, learning_rate)
-    model.save(str(work / "reranker"))
+        reranker.train(model, mixed, work / f"reranker-{name}-steps", steps, learning_rate)
+        model.save(str(work / f"reranker-{name}"))
+    average([work / "reranker-rankings", work / "reranker-science"], work / "reranker")
 
 
 def some(lists: Dataset, count: int) -> Dataset:

@@ -115,9 +115,9 @@ def quality(results: dict[str, Any]) -> str:
     """What was measured, as a table."""
     lines = [
         "## Measured\n",
-        "nDCG@10 by exact search, computed with ir_measures; the last three columns are about reranking the embedder's",
-        "first 50: nDCG@10 after it, and how often the reranker puts a relevant document above an irrelevant one,",
-        "drawn from the whole set or from those 50 (AUC).\n",
+        f"nDCG@10 by exact search, by ir_measures, models in {results['dtype']}, at most 300 queries of a set. The",
+        "last three columns are about reranking the embedder's first 50: nDCG@10 after it, and how often the reranker",
+        "puts a relevant document above an irrelevant one, drawn from the whole set or from those 50 (AUC).\n",
         "| set | all-MiniLM-L6-v2 | mini-embedder-en | of it | reranked | AUC, random | AUC, first 50 |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -140,7 +140,12 @@ def evaluate(folder: Path, embedder: Path, reranker: Path, dtype: str = "float32
         row, own = measure(read_set(folder, name), *models)
         table.append(row)
         gains.append(own)
-    return {"sets": table, "gain": float(np.mean([np.mean(own) for own in gains])), "interval": mean_interval(gains)}
+    return {
+        "dtype": dtype,
+        "sets": table,
+        "gain": float(np.mean([np.mean(own) for own in gains])),
+        "interval": mean_interval(gains),
+    }
 
 
 def mean_interval(gains: Sequence[Sequence[float]], draws: int = 10_000) -> tuple[float, float]:

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -26,6 +28,14 @@ EMBEDDER_FILES = {
     "2_Normalize/config.json": {},
     "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": False},
 }
+
+
+def average(folders: Sequence[Path], folder: Path) -> None:
+    """Copy the last of ``folders`` to ``folder`` with the mean of their weights: steadier on other kinds of text."""
+    shutil.copytree(folders[-1], folder)
+    weights = [load_file(path / "model.safetensors") for path in folders]
+    means = {name: torch.stack([tensors[name] for tensors in weights]).mean(0) for name in weights[-1]}
+    save_file(means, folder / "model.safetensors", {"format": "pt"})
 
 
 def ship(trained: Path, folder: Path, card: str, files: dict[str, Any]) -> None:

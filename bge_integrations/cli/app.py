@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from rich.console import Console
 
-DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
+EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 
 
 class _Group(TyperGroup):
@@ -62,7 +62,7 @@ def index(
     paths: Annotated[list[Path], typer.Argument(help="Files, or folders to search.", exists=True)],
     store: Store,
     model: Annotated[
-        str | None, typer.Option(help=f"Embedder: id or folder. Default: the store's, else {DEFAULT_MODEL}.")
+        str | None, typer.Option(help=f"Embedder: id or folder. Default: the store's, else {EMBEDDER}.")
     ] = None,
     chunk_size: Annotated[int, typer.Option(help="Most tokens of a chunk.", min=16)] = 256,
     device: Device = None,
@@ -85,7 +85,7 @@ def index(
     files = find_files(paths)
     if not files:
         raise typer.BadParameter(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}.")
-    model = _absolute(model or remembered_model(store) or DEFAULT_MODEL)
+    model = _absolute(model or remembered_model(store) or EMBEDDER)
     embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
     # A model that cannot be had is refused here, before there is a store.
     chunks = _read_files(files, model, min(chunk_size, most_tokens(embeddings.embedder)))
@@ -116,7 +116,12 @@ def ask(
     question: str,
     store: Store,
     top_n: Annotated[int, typer.Option(help="Passages to show.", min=1)] = 5,
-    reranker: Annotated[str | None, typer.Option(help="Reranker: id or folder. Default: none.")] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(
+            help=f'Reranker: id or folder, or "none". Default: {RERANKER} on a store of {EMBEDDER}, else none.'
+        ),
+    ] = None,
     fetch_k: Annotated[int, typer.Option(help="Passages to fetch for the reranker.", min=1)] = 50,
     device: Device = None,
     dtype: Dtype = None,
@@ -131,6 +136,10 @@ def ask(
     model = remembered_model(store)
     if model is None:
         raise typer.BadParameter(f"{store} holds no index; make one with: bge index PATH --store {store}")
+    if reranker is None and model == EMBEDDER:
+        reranker = RERANKER
+    elif reranker == "none":
+        reranker = None
     if reranker and fetch_k < top_n:
         raise typer.BadParameter(f"--fetch-k {fetch_k} is under --top-n {top_n}.", param_hint="--fetch-k")
     embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
@@ -139,7 +148,7 @@ def ask(
         check_fingerprint(chroma, embeddings.embedder.fingerprint)
         for rank, (document, distance) in enumerate(chroma.similarity_search_with_score(question, k=top_n), start=1):
             _show(rank, document, distance=distance)
-        _console(stderr=True).print("No --reranker given: passages in the order of retrieval.", style="yellow")
+        _console(stderr=True).print("No reranker: passages in the order of retrieval.", style="yellow")
         return
     rerank = BgeRerank(model=_absolute(reranker), device=device, dtype=dtype, backend=backend)
     retriever = RerankingRetriever(vector_store=chroma, reranker=rerank, fetch_k=fetch_k, top_n=top_n)
@@ -159,7 +168,7 @@ def _show(rank: int, document: "Document", **scores: float) -> None:
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Option(help="Embedder: id or folder.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="Embedder: id or folder.")] = EMBEDDER,
     query: Annotated[bool, typer.Option("--query", help="Embed queries, with the query instruction.")] = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -189,7 +198,7 @@ def embed(
 
 @app.command()
 def rerank(
-    model: Annotated[str, typer.Option(help="Reranker: id or folder.")],
+    model: Annotated[str, typer.Option(help="Reranker: id or folder.")] = RERANKER,
     top_n: Annotated[int | None, typer.Option(help="Passages to keep. Default: all.", min=1)] = None,
     device: Device = None,
     dtype: Dtype = None,

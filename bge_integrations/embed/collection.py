@@ -9,6 +9,8 @@ from typing import Any
 from bge_integrations.errors import FingerprintMismatchError
 
 METADATA_KEY = "bge_integrations:fingerprint"
+HASH_KEY = "bge_integrations:content_hash"
+"""The metadata key of a stored document that keeps the hash of its content, where its id is the caller's own."""
 
 _LEGACY_SPACE_KEY = "hnsw:space"
 

@@ -12,6 +12,7 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
+from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index.component import BgeComponent
 from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.types import RerankResult
@@ -155,4 +156,12 @@ def _query_of(query_bundle: QueryBundle | None) -> str:
 
 
 def _texts(nodes: list[NodeWithScore]) -> list[str]:
-    return [found.node.get_content(metadata_mode=MetadataMode.EMBED) for found in nodes]
+    return [_bare(found.node).get_content(metadata_mode=MetadataMode.EMBED) for found in nodes]
+
+
+def _bare(node: BaseNode) -> BaseNode:
+    """The node without the hash that `populate` keeps with it."""
+    if HASH_KEY not in node.metadata:
+        return node
+    hidden = [*node.excluded_embed_metadata_keys, HASH_KEY]
+    return node.model_copy(update={"excluded_embed_metadata_keys": hidden})

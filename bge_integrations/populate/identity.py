@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-HASH_KEY = "bge_integrations:content_hash"
-"""The metadata key that keeps the hash of a document whose id is the caller's own."""
+from bge_integrations.embed.collection import HASH_KEY
 
 
 class Document(Protocol):

@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bge_integrations.embed.collection import check_fingerprint, write_fingerprint
+from bge_integrations.embed.collection import HASH_KEY, check_fingerprint, write_fingerprint
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.populate.identity import HASH_KEY, Document, Entry, identify
+from bge_integrations.populate.identity import Document, Entry, identify
 from bge_integrations.populate.sinks import LangChainSink, VectorStore, make_sink
 
 DEFAULT_BATCH_SIZE = 512

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bge_integrations.catalog import ModelSpec, get_spec
+from bge_integrations.catalog import ModelSpec, get_spec, list_models
 from bge_integrations.errors import UnknownModelError, UnsupportedModelError, WrongKindError
 from bge_integrations.runtime.device import default_dtype, resolve_device
 from bge_integrations.runtime.folder import Folder, read_folder, revision_of
@@ -21,6 +21,7 @@ _FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
 _FAST_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
+_PACKAGE = Path(__file__).resolve().parents[1]
 _download_lock = threading.Lock()
 
 
@@ -97,7 +98,7 @@ def names_of(model: str) -> set[str]:
     """Every name under which a key may know what a caller calls `model`."""
     path, spec = Path(model).expanduser(), _row(model, None)
     hub = _HUB_CACHE.search(str(path.absolute()))
-    return {model, str(path.resolve()), *((spec.id,) if spec else ()), *((f"{hub[1]}/{hub[2]}",) if hub else ())}
+    return {model, _name_of(path.resolve()), *((spec.id,) if spec else ()), *((f"{hub[1]}/{hub[2]}",) if hub else ())}
 
 
 def locate(source: ModelSource) -> Located:
@@ -106,12 +107,12 @@ def locate(source: ModelSource) -> Located:
     Raises:
         UnknownModelError: Neither a folder nor a repository that can be reached.
     """
-    path = Path(source.model).expanduser()
+    path = _packaged_folders().get(source.model) or Path(source.model).expanduser()
     if path.is_dir():
         if match := _HUB_CACHE.search(str(path.absolute())):
             return Located(f"{match[1]}/{match[2]}", match[3], path.absolute())
         path = path.resolve()
-        return Located(str(path), revision_of(path), path)
+        return Located(_name_of(path), revision_of(path), path)
     if path.is_absolute() or source.model.startswith((".", "~")):
         raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
     spec = _row(source.model, None)
@@ -119,6 +120,17 @@ def locate(source: ModelSource) -> Located:
     with _download_lock:
         snapshot = _download(repository, source.revision, source.cache_folder, source.token, source.local_files_only)
     return Located(repository, snapshot.name, snapshot)
+
+
+@functools.cache
+def _packaged_folders() -> dict[str, Path]:
+    """The models that ship with this package: id -> folder."""
+    return {spec.id: _PACKAGE / spec.packaged for spec in list_models() if spec.packaged}
+
+
+def _name_of(folder: Path) -> str:
+    """What the cache calls a local folder."""
+    return next((id_ for id_, packaged in _packaged_folders().items() if packaged == folder), str(folder))
 
 
 def resolve(source: ModelSource, located: Located) -> Resolved:

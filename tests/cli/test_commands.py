@@ -94,7 +94,7 @@ def test_ask_without_reranker_says_so(notes: Path, store: Path, bert_embedder: P
     run("index", notes, "--store", store, "--model", bert_embedder, "--chunk-size", 16)
     result = run("ask", "mountains of China?", "--store", store, "--top-n", 2)
     assert result.exit_code == 0, result.output
-    assert "No --reranker given" in result.stderr
+    assert "No reranker" in result.stderr
     assert result.stdout.count("distance") == 2
     assert "relevance" not in result.stdout
     assert f"{notes}/guide.md:" in result.stdout
@@ -113,6 +113,19 @@ def test_ask_with_reranker_shows_both_scores(
     texts = [GUIDE.strip(), "whales: Tools for whales.", "whales.sing: Let a whale sing in the sea."]
     expected = sorted(BgeReranker(str(bert_reranker)).score([("who sings [in the sea]?", text) for text in texts]))
     np.testing.assert_allclose(relevances, expected[::-1], atol=1e-4)
+
+
+def test_the_pair_is_the_default(notes: Path, store: Path) -> None:
+    assert run("index", notes, "--store", store).exit_code == 0
+    assert remembered_model(store) == "bge-integrations/mini-embedder-en"
+    reranked = run("ask", "what do bears eat?", "--store", store, "--top-n", 1)
+    assert "bamboo" in reranked.stdout
+    assert "relevance" in reranked.stdout
+    plain = run("ask", "what do bears eat?", "--store", store, "--top-n", 1, "--reranker", "none")
+    assert "bamboo" in plain.stdout
+    assert "relevance" not in plain.stdout
+    line = lines({"query": "what do bears eat?", "documents": ["Whales sing.", "Pandas eat bamboo."]})
+    assert json.loads(run("rerank", stdin=line).stdout)["results"][0]["index"] == 1
 
 
 def test_another_model_is_refused_with_both_fingerprints(
@@ -151,7 +164,6 @@ def test_a_changed_model_folder_is_refused_by_ask(notes: Path, store: Path, tmp_
         (["embed", "--device", "toaster"], 1, "device='toaster' is not known"),
         (["embed", "--backend", "toaster"], 2, "toaster"),
         (["rerank", "--model", "BAAI/bge-m3"], 1, "Use BgeEmbedder"),
-        (["rerank"], 2, "--model"),
     ],
 )
 def test_errors_are_one_clear_line(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

@@ -18,6 +18,7 @@ from llama_index_samples import TEXTS, Recorder
 from pydantic import ValidationError
 
 from bge_integrations import BgeReranker, ModelCache, UnknownModelError, WrongKindError
+from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index import BgeRerank
 
 QUERY = "where do pandas live?"
@@ -84,6 +85,17 @@ def test_the_retrieval_score_is_kept_out_of_sight(reranker: BgeRerank, nodes: li
         assert node.node.excluded_llm_metadata_keys == ["retrieval_score"]
         for mode in (MetadataMode.EMBED, MetadataMode.LLM):
             assert "retrieval_score" not in node.node.get_content(metadata_mode=mode)
+
+
+def test_the_hash_that_populate_keeps_is_not_read(reranker: BgeRerank, nodes: list[NodeWithScore]) -> None:
+    expected = [found.score for found in reranker.postprocess_nodes(nodes, query_str="whales")]
+    for found in nodes:
+        found.node.metadata[HASH_KEY] = "0f" * 32
+    results = reranker.postprocess_nodes(nodes, query_str="whales")
+    assert [found.score for found in results] == pytest.approx(expected)
+    assert all(
+        found.node.metadata[HASH_KEY] and HASH_KEY not in found.node.excluded_embed_metadata_keys for found in results
+    )
 
 
 def test_reranking_twice_scores_the_same_text(reranker: BgeRerank, nodes: list[NodeWithScore]) -> None:

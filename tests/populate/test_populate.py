@@ -17,10 +17,10 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from bge_integrations import BgeEmbedder, FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import read_fingerprint, write_fingerprint
+from bge_integrations.embed.collection import HASH_KEY, read_fingerprint, write_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.populate import PopulateReport, populate
-from bge_integrations.populate.identity import HASH_KEY, content_hash
+from bge_integrations.populate.identity import content_hash
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(30)]
 COSINE: Any = {"hnsw": {"space": "cosine"}}
