@@ -7,7 +7,6 @@ leaves: run it again after a stop, and it goes on at the last checkpoint. See tr
 """
 
 import argparse
-import json
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,10 @@ from datasets import Dataset, concatenate_datasets
 from training import cards, embedder, reranker, student
 from training.corpus import excerpts, read_pairs, read_prose
 from training.docstrings import read_docstrings
-from training.evaluate import evaluate
+from training.evaluate import MODELS, evaluate, write
 from training.package import EMBEDDER_FILES, average, ship
 from training.teacher import candidates, teacher_vectors
 
-MODELS = Path(__file__).parents[1] / "bge_integrations" / "models"
 EMBEDDER_LAYERS, RERANKER_LAYERS = (0, 1, 3, 5), (0, 1, 2)  # of the teacher's six
 SCIENCE = ("arxiv", "covid-qa", "medquad", "pubmedqa", "scitldr")
 
@@ -67,7 +65,7 @@ def main() -> None:
     train_embedder(texts, pieces, work)
     train_reranker(texts, pieces, work)
     results = evaluate(arguments.data / "data", work / "embedder", work / "reranker")
-    (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write(results)
     ship(work / "embedder", MODELS / "mini-embedder-en", cards.embedder(results), EMBEDDER_FILES)
     ship(work / "reranker", MODELS / "mini-reranker-en", cards.reranker(results), {})
 

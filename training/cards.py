@@ -89,26 +89,23 @@ words. For production take one of BAAI's BGE models; the same classes run them.
 
 def embedder(results: dict[str, Any]) -> str:
     """The embedder's card."""
-    head = HEADER.format(
-        task="sentence-similarity",
-        name="mini-embedder-en",
-        what="A small English text embedder.",
-        use=EMBEDDER_USE,
-        facts=EMBEDDER_FACTS.format(params=get_spec("bge-integrations/mini-embedder-en").params),
+    what = "A small English text embedder."
+    return card(
+        "mini-embedder-en", "sentence-similarity", what, EMBEDDER_USE, EMBEDDER_FACTS, EMBEDDER_TRAINING, results
     )
-    return head + EMBEDDER_TRAINING + DATA + quality(results) + LIMITS
 
 
 def reranker(results: dict[str, Any]) -> str:
     """The reranker's card."""
-    head = HEADER.format(
-        task="text-ranking",
-        name="mini-reranker-en",
-        what="A small English passage reranker.",
-        use=RERANKER_USE,
-        facts=RERANKER_FACTS.format(params=get_spec("bge-integrations/mini-reranker-en").params),
-    )
-    return head + RERANKER_TRAINING + DATA + quality(results) + LIMITS
+    what = "A small English passage reranker."
+    return card("mini-reranker-en", "text-ranking", what, RERANKER_USE, RERANKER_FACTS, RERANKER_TRAINING, results)
+
+
+def card(name: str, task: str, what: str, use: str, facts: str, training: str, results: dict[str, Any]) -> str:
+    """One card."""
+    facts = facts.format(params=get_spec(f"bge-integrations/{name}").params)
+    head = HEADER.format(task=task, name=name, what=what, use=use, facts=facts)
+    return head + training + DATA + quality(results) + LIMITS
 
 
 def quality(results: dict[str, Any]) -> str:

@@ -11,6 +11,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 DROPOUT = 0.1  # BERT's own, for those who train on
+CALL_SETTINGS = (
+    "is_local",
+    "local_files_only",
+    "max_length",
+    "pad_to_multiple_of",
+    "pad_token_type_id",
+    "padding_side",
+    "stride",
+    "truncation_side",
+    "truncation_strategy",
+)  # left by training's last call
 # As in BAAI's repositories: older versions of sentence-transformers read these, newer ones both.
 EMBEDDER_FILES = {
     "modules.json": [
@@ -51,7 +62,8 @@ def ship(trained: Path, folder: Path, card: str, files: dict[str, Any]) -> None:
     vocabulary.no_truncation()
     vocabulary.no_padding()
     vocabulary.save(str(folder / "tokenizer.json"))
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) | {"model_max_length": 512}
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer = {key: value for key, value in tokenizer.items() if key not in CALL_SETTINGS} | {"model_max_length": 512}
     for name, content in {"config.json": config, "tokenizer_config.json": tokenizer, **files}.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -54,6 +54,7 @@ def models(kind: Annotated[str | None, typer.Option(help="Only embedder or reran
     for spec in list_models(kind):
         facts = (spec.id, spec.kind, spec.dim or "", spec.max_length, spec.languages, spec.license)
         table.add_row(*map(str, facts), "no" if spec.unsupported else "yes")
+    table.caption = f"{EMBEDDER} and {RERANKER} ship with this package: its own models, not BAAI's."
     _console().print(table)
 
 
@@ -62,7 +63,8 @@ def index(
     paths: Annotated[list[Path], typer.Argument(help="Files, or folders to search.", exists=True)],
     store: Store,
     model: Annotated[
-        str | None, typer.Option(help=f"Embedder: id or folder. Default: the store's, else {EMBEDDER}.")
+        str | None,
+        typer.Option(help=f"Embedder: id or folder. Default: the store's, else {EMBEDDER}, this package's own."),
     ] = None,
     chunk_size: Annotated[int, typer.Option(help="Most tokens of a chunk.", min=16)] = 256,
     device: Device = None,

@@ -56,6 +56,7 @@ def test_models_lists_the_catalogue() -> None:
     result = run("models")
     assert result.exit_code == 0
     assert all(spec.id in result.stdout for spec in list_models())
+    assert "not BAAI's" in " ".join(result.stdout.split())
     rerankers = run("models", "--kind", "reranker").stdout
     assert "BAAI/bge-reranker-v2-m3" in rerankers
     assert "BAAI/bge-base-en-v1.5" not in rerankers
