@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def measure(folder: Path, count: int, repetitions: int) -> list[Ratio]:
     embedder = BgeEmbedder(str(embedder_folder), query_instruction="", on_truncate="ignore")
     reranker = BgeReranker(str(reranker_folder), on_truncate="ignore")
     padded = padded_engine(embedder_folder)
+    tokenize = partial(padded.tokenizer.texts, max_length=512)
     library, cross_encoder = SentenceTransformer(str(embedder_folder)), CrossEncoder(str(reranker_folder))
     texts, pairs = mixed_texts(count), [(QUERY, text) for text in mixed_texts(50, seed=1)]
     queries = [f"{QUERY} {i}" for i in range(count)]
@@ -88,7 +90,7 @@ def measure(folder: Path, count: int, repetitions: int) -> list[Ratio]:
             f"{count} documents of mixed lengths",
             {
                 "bge_integrations (packed)": lambda: embedder.encode_documents(texts),
-                "the same, padded": lambda: padded.submit_texts(texts, head=Dense(), max_length=512).result(),
+                "the same, padded": lambda: padded.submit(texts, tokenize, head=Dense()).result(),
                 "sentence-transformers, batch 32": lambda: library.encode(texts),
                 "sentence-transformers, batch 8": lambda: library.encode(texts, batch_size=8),
             },

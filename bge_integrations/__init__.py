@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bge_integrations.catalog import ModelSpec, get_spec, list_models
     from bge_integrations.embed.embedder import BgeEmbedder
+    from bge_integrations.embed.m3 import BgeM3Embedder
+    from bge_integrations.embed.sparse_index import SparseIndex
     from bge_integrations.errors import (
         BgeError,
         ClosedError,
@@ -26,18 +28,20 @@ if TYPE_CHECKING:
     )
     from bge_integrations.rerank.reranker import BgeReranker
     from bge_integrations.runtime.cache import ModelCache, default_cache
-    from bge_integrations.types import Pooling, RerankResult
+    from bge_integrations.types import M3Embeddings, Pooling, RerankResult, SparseEmbedding
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BgeEmbedder",
     "BgeError",
+    "BgeM3Embedder",
     "BgeReranker",
     "ClosedError",
     "FingerprintMismatchError",
     "ForkedProcessError",
     "InputTooLongError",
+    "M3Embeddings",
     "MissingExtraError",
     "MissingWeightsError",
     "ModelCache",
@@ -47,6 +51,8 @@ __all__ = [
     "OverloadedError",
     "Pooling",
     "RerankResult",
+    "SparseEmbedding",
+    "SparseIndex",
     "UnknownModelError",
     "UnsupportedModelError",
     "WrongKindError",
@@ -58,11 +64,15 @@ __all__ = [
 
 _HOMES = {
     "BgeEmbedder": "embed.embedder",
+    "BgeM3Embedder": "embed.m3",
     "BgeReranker": "rerank.reranker",
+    "M3Embeddings": "types",
     "ModelCache": "runtime.cache",
     "ModelSpec": "catalog",
     "Pooling": "types",
     "RerankResult": "types",
+    "SparseEmbedding": "types",
+    "SparseIndex": "embed.sparse_index",
     "default_cache": "runtime.cache",
     "get_spec": "catalog",
     "list_models": "catalog",

@@ -43,6 +43,10 @@ class ModelSpec:
         normalize: Whether its vectors have length one.
         query_instruction: Text before every query; "" for none.
         document_instruction: Text before every document; "" for none.
+        prompt: Of LLM-based rerankers, the text after query and passage; "" for cross-encoders.
+        outputs: What an embedder gives of "dense", "sparse" and "colbert".
+        few_shot: Whether queries may come with examples.
+        ends_in_eos: Whether every text ends in the end-of-sequence token, as it was trained.
         tasks: Task name -> (query instruction, document instruction), as published.
         query_template: How instruction and query are joined, where not simply one after the other.
         license: Licence of the weights as far as it is published.
@@ -66,6 +70,10 @@ class ModelSpec:
     normalize: bool
     query_instruction: str = ""
     document_instruction: str = ""
+    prompt: str = ""
+    outputs: tuple[str, ...] = ("dense",)
+    few_shot: bool = False
+    ends_in_eos: bool = False
     tasks: Mapping[str, tuple[str, str]] = field(default_factory=_Tasks, hash=False)
     query_template: str | None = None
     license: str
@@ -82,8 +90,11 @@ class ModelSpec:
 _EN = "Represent this sentence for searching relevant passages: "
 _ZH = "为这个句子生成表示以用于检索相关文章："  # ends in U+FF1A, another token than ":"
 
-_NO_LLM_EMBEDDERS = "Embedders built on a large language model are not supported by this version."
-_NO_LLM_RERANKERS = "Rerankers built on a large language model are not supported by this version."
+_YES_OR_NO = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'."
+)
+_NO_MATROYSHKA = "Matroyshka rerankers run on their authors' research code only (FlagEmbedding, research/)."
 _NO_IMAGES = "Image-text models are not supported: this package embeds and reranks text."
 
 
@@ -105,7 +116,7 @@ def _m3(id_: str, **facts: Any) -> ModelSpec:
 def _llm_embedder(id_: str, model_type: str, languages: str, *, max_length: int = 32768, **facts: Any) -> ModelSpec:
     return ModelSpec(
         id=id_, kind="embedder", family="llm", model_type=model_type, languages=languages, max_length=max_length,
-        max_positions=max_length, pooling=Pooling.LAST_TOKEN, normalize=True, unsupported=_NO_LLM_EMBEDDERS, **facts,
+        max_positions=max_length, pooling=Pooling.LAST_TOKEN, normalize=True, **facts,
     )  # fmt: skip
 
 
@@ -122,6 +133,13 @@ def _reranker(id_: str, family: str, model_type: str, languages: str, **facts: A
     return ModelSpec(
         id=id_, kind="reranker", family=family, model_type=model_type, languages=languages, max_length=512,
         pooling=None, normalize=False, **facts,
+    )  # fmt: skip
+
+
+def _llm_reranker(id_: str, family: str, model_type: str, *, prompt: str = _YES_OR_NO, **facts: Any) -> ModelSpec:
+    return _reranker(
+        id_, family, model_type, "multilingual", query_instruction="A: ", document_instruction="B: ", prompt=prompt,
+        **facts,
     )  # fmt: skip
 
 
@@ -184,14 +202,14 @@ _ROWS = (
               "convsearch": ("Encode this query and context for searching relevant passages: ",
                              "Encode this passage for retrieval: "),
           })),
-    _m3("BAAI/bge-m3", aliases=("Xenova/bge-m3",)),
+    _m3("BAAI/bge-m3", outputs=("dense", "sparse", "colbert"), aliases=("Xenova/bge-m3",)),
     _m3("BAAI/bge-m3-unsupervised"),
     _m3("BAAI/bge-m3-retromae"),
     _llm_embedder("BAAI/bge-multilingual-gemma2", "gemma2", "multilingual", hidden_size=3584, layers=42,
                   vocab_size=256002, params=9_241_713_152, max_length=8192, license="gemma",
-                  query_template="<instruct>{instruction}\n<query>{query}"),
+                  ends_in_eos=True, query_template="<instruct>{instruction}\n<query>{query}"),
     _llm_embedder("BAAI/bge-en-icl", "mistral", "en", hidden_size=4096, layers=32, vocab_size=32003,
-                  params=7_110_672_384, license="apache-2.0",
+                  params=7_110_672_384, license="apache-2.0", ends_in_eos=True, few_shot=True,
                   query_template="<instruct>{instruction}\n<query>{query}\n<response>"),
     _llm_embedder("BAAI/bge-code-v1", "qwen2", "en, zh, 20 programming languages", hidden_size=1536, layers=28,
                   params=1_543_714_304, license="apache-2.0",
@@ -253,21 +271,20 @@ _ROWS = (
               aliases=("Xenova/bge-reranker-large",)),
     _reranker("BAAI/bge-reranker-v2-m3", "cross_encoder", "xlm-roberta", "multilingual", hidden_size=1024, layers=24,
               vocab_size=250002, params=567_755_777, max_positions=8192, license="apache-2.0"),
-    _reranker("BAAI/bge-reranker-v2-gemma", "llm", "gemma", "multilingual", hidden_size=2048, layers=18,
-              vocab_size=256000, params=2_506_172_416, max_positions=8192, license="not verified",
-              unsupported=_NO_LLM_RERANKERS),
-    _reranker("BAAI/bge-reranker-v2-minicpm-layerwise", "layerwise", "minicpm", "multilingual",
-              hidden_size=2304, layers=40, vocab_size=122753, params=2_720_000_000, max_positions=2048,
-              license="apache-2.0", unsupported=_NO_LLM_RERANKERS),
-    _reranker("BAAI/bge-reranker-v2.5-gemma2-lightweight", "lightweight", "cost_wise_gemma", "multilingual",
-              hidden_size=3584, layers=42, vocab_size=256000, params=9_240_000_000, max_positions=8192,
-              license="gemma", aliases=("tiendung/gemma2reranking",), unsupported=_NO_LLM_RERANKERS),
+    _llm_reranker("BAAI/bge-reranker-v2-gemma", "llm", "gemma", hidden_size=2048, layers=18, vocab_size=256000,
+                  params=2_506_172_416, max_positions=8192, license="not verified"),
+    _llm_reranker("BAAI/bge-reranker-v2-minicpm-layerwise", "layerwise", "minicpm", hidden_size=2304, layers=40,
+                  vocab_size=122753, params=2_720_000_000, max_positions=2048, license="apache-2.0"),
+    _llm_reranker("BAAI/bge-reranker-v2.5-gemma2-lightweight", "lightweight", "cost_wise_gemma", hidden_size=3584,
+                  layers=42, vocab_size=256000, params=9_240_000_000, max_positions=8192, license="gemma",
+                  aliases=("tiendung/gemma2reranking",),
+                  prompt="Predict whether passage B contains an answer to query A."),
     _reranker("BAAI/Matroyshka-ReRanker-passage", "matroyshka", "", "en", layers=32, params=7_000_000_000,
-              max_positions=None, license="not verified", unsupported=_NO_LLM_RERANKERS),
+              max_positions=None, license="not verified", unsupported=_NO_MATROYSHKA),
     _reranker("BAAI/Matroyshka-ReRanker-document", "matroyshka", "", "en", layers=32, params=7_000_000_000,
-              max_positions=None, license="not verified", unsupported=_NO_LLM_RERANKERS),
+              max_positions=None, license="not verified", unsupported=_NO_MATROYSHKA),
     _reranker("BAAI/Matroyshka-ReRanker-beir", "matroyshka", "", "en", layers=32, params=7_000_000_000,
-              max_positions=None, license="not verified", unsupported=_NO_LLM_RERANKERS),
+              max_positions=None, license="not verified", unsupported=_NO_MATROYSHKA),
     _reranker("BGE-Reasoner-Reranker", "reasoner", "", "en", max_positions=None, license="not verified",
               aliases=("BGE-Reasoner-Reranker (8B/14B/32B)",),
               unsupported="BGE-Reasoner-Reranker is announced, but its weights are not published."),

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Pooling(StrEnum):
     """How token vectors become one vector a text."""
@@ -28,3 +31,37 @@ class RerankResult:
     index: int
     score: float
     logit: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseEmbedding:
+    """A text's lexical weights, as bge-m3 gives them.
+
+    Attributes:
+        indices: Token ids, int64 (n,), ascending, each once; special tokens are left out.
+        values: Their weights, float32 (n,), all above 0.
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class M3Embeddings:
+    """What bge-m3 gives for n texts; an output that was not asked for is None.
+
+    Attributes:
+        dense: One vector a text, float32 (n, dim).
+        sparse: One `SparseEmbedding` a text.
+        colbert: One vector a token, a float32 (tokens - 1, dim) array a text: all tokens but the first, `<s>`.
+    """
+
+    dense: NDArray[np.float32] | None
+    sparse: list[SparseEmbedding] | None
+    colbert: list[NDArray[np.float32]] | None
+
+    def __len__(self) -> int:
+        return next((len(output) for output in (self.dense, self.sparse, self.colbert) if output is not None), 0)

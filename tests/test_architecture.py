@@ -42,6 +42,9 @@ LAWS = {
     "catalog": law("errors types"),
     "inference": law(INFERENCE, "numpy tokenizers"),
     "inference.backends.pytorch": law(INFERENCE, "numpy torch"),
+    "inference.backends.pooling": law(INFERENCE, "torch"),
+    "inference.backends.m3": law(INFERENCE, "numpy torch"),
+    "inference.backends.layerwise": law(INFERENCE, "numpy torch transformers"),
     "inference.backends.varlen": law(INFERENCE, "numpy torch transformers"),
     "inference.backends.openvino": law(INFERENCE, "numpy openvino"),
     "inference.backends.sentence_transformers": law(INFERENCE, "numpy torch sentence_transformers"),
@@ -53,9 +56,15 @@ LAWS = {
     "langchain": law(
         f"langchain {FOR_ADAPTERS}", "langchain_core numpy pydantic", "sentence_transformers transformers"
     ),
+    "langchain.sparse": law(f"langchain {FOR_ADAPTERS}", "langchain_qdrant"),
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
     "populate": law("populate embed errors types", "tqdm"),
+    "export": law(
+        f"export embed rerank {CORE}",
+        "numpy",
+        "huggingface_hub onnx onnx_ir onnxruntime tokenizers torch transformers",
+    ),
     "cli": law("*", "typer", "*"),
     "cli.corpus": law("*", "langchain_core langchain_text_splitters"),
     "cli.store": law("*", "chromadb langchain_chroma langchain_core"),

@@ -59,10 +59,18 @@ LLM_EMBEDDERS = [
     ("BAAI/bge-reasoner-embed-qwen3-8b-0923", "qwen3", 4096, 36, 7_568_405_504, 32768,
      "Instruct: {instruction}\nQuery: {query}", "not verified"),
 ]  # fmt: skip
+LLM_RERANKERS = [
+    ("BAAI/bge-reranker-v2-gemma", "llm", "gemma", 2048, 18, 2_506_172_416, 8192, "Given a query A and a passage B,"),
+    (
+        "BAAI/bge-reranker-v2-minicpm-layerwise", "layerwise", "minicpm", 2304, 40, 2_720_000_000, 2048,
+        "Given a query A and a passage B,",
+    ),
+    (
+        "BAAI/bge-reranker-v2.5-gemma2-lightweight", "lightweight", "cost_wise_gemma", 3584, 42, 9_240_000_000, 8192,
+        "Predict whether passage B contains an answer to query A.",
+    ),
+]  # fmt: skip
 UNSUPPORTED_RERANKERS = [
-    "BAAI/bge-reranker-v2-gemma",
-    "BAAI/bge-reranker-v2-minicpm-layerwise",
-    "BAAI/bge-reranker-v2.5-gemma2-lightweight",
     "BAAI/Matroyshka-ReRanker-passage",
     "BAAI/Matroyshka-ReRanker-document",
     "BAAI/Matroyshka-ReRanker-beir",
@@ -140,7 +148,22 @@ def test_llm_embedder_rows(name, model_type, dim, layers, params, length, templa
     assert (row.kind, row.model_type, row.dim, row.layers, row.params) == ("embedder", model_type, dim, layers, params)
     assert (row.max_length, row.pooling, row.normalize, row.license) == (length, Pooling.LAST_TOKEN, True, licence)
     assert (row.query_instruction, row.query_template) == ("", template)
-    assert row.unsupported
+    assert row.few_shot == (name == "BAAI/bge-en-icl")
+    assert row.ends_in_eos == (model_type in ("gemma2", "mistral"))
+    assert row.unsupported is None
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "model_type", "hidden", "layers", "params", "positions", "prompt"), LLM_RERANKERS
+)
+def test_llm_reranker_rows(name, family, model_type, hidden, layers, params, positions, prompt):
+    row = get_spec(name)
+    assert (row.kind, row.family, row.model_type) == ("reranker", family, model_type)
+    assert (row.hidden_size, row.layers, row.params) == (hidden, layers, params)
+    assert (row.max_length, row.max_positions) == (512, positions)
+    assert (row.query_instruction, row.document_instruction) == ("A: ", "B: ")
+    assert row.prompt.startswith(prompt)
+    assert row.unsupported is None
 
 
 @pytest.mark.parametrize("name", [*UNSUPPORTED_RERANKERS, *IMAGE_TEXT])
@@ -154,7 +177,8 @@ def test_other_models_are_listed_with_one_sentence_why_they_cannot_run(name):
 
 
 def test_nothing_else_is_listed():
-    expected = [row[0] for row in (*BERT, *LLM_EMBEDDERS, *CROSS_ENCODERS)] + M3 + UNSUPPORTED_RERANKERS + IMAGE_TEXT
+    expected = [row[0] for row in (*BERT, *LLM_EMBEDDERS, *CROSS_ENCODERS, *LLM_RERANKERS)]
+    expected += [*M3, *UNSUPPORTED_RERANKERS, *IMAGE_TEXT]
     expected += ["bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"]  # tests/test_pair.py
     assert sorted(row.id for row in list_models()) == sorted(expected)
 

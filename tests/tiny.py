@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -52,6 +55,7 @@ Der Vertrag über die Wohnung wurde im Frühling geschlossen und gilt für fünf
 
 SPECIAL_BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPECIAL_XLMR = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SPECIAL_DECODER = ["<pad>", "<s>", "</s>", "<instruct>", "<query>", "<response>"]
 
 
 def make_bert_embedder(
@@ -109,6 +113,45 @@ def make_xlmr_embedder(
     _save_xlmr(folder, XLMRobertaModel, seed, shape | config)
     if modules:
         _save_modules(folder, pooling, normalize, max_length or 512, hidden, prompts)
+    return folder
+
+
+def make_m3(folder: Path, *, seed: int = 0, hidden: int = 32, **config: object) -> Path:
+    """Make a bge-m3: an XLM-RoBERTa embedder without modules.json, with both heads."""
+    make_xlmr_embedder(folder, seed=seed, hidden=hidden, modules=False, **config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, width in (("sparse", 1), ("colbert", hidden)):
+        head = {"weight": torch.randn(width, hidden, generator=generator), "bias": torch.zeros(width)}
+        torch.save(head, folder / f"{name}_linear.pt")
+    return folder
+
+
+def make_decoder(
+    folder: Path, kind: str, *, seed: int = 0, with_head: bool = False, ends_in_eos: bool = True, **config: object
+) -> Path:
+    """Make a language model of an architecture such as "gemma2" or "mistral", with a tokenizer of single bytes.
+
+    Args:
+        folder: Made if it is not there.
+        kind: `model_type` of transformers.
+        seed: Decides the weights.
+        with_head: Keep the output layer, as a reranker needs it.
+        ends_in_eos: Whether the tokenizer's post-processor adds "</s>".
+        config: Anything else for the model's config.
+    """
+    tokenizer = _bytes(ends_in_eos=ends_in_eos)
+    shape = _shape(32, 2, 4) | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    size = Tokenizer.from_str(tokenizer).get_vocab_size()
+    facts = AutoConfig.for_model(kind, **{**shape, **special, "vocab_size": size, **config})
+    auto = AutoModelForCausalLM if with_head else AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = auto.from_config(facts)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
     return folder
 
 
@@ -239,6 +282,21 @@ def _unigram() -> str:
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return str(tokenizer.to_str())
+
+
+@cache
+def _bytes(*, ends_in_eos: bool) -> str:
+    """Build a byte-level BPE tokenizer without merges; gives its tokenizer.json."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate([*SPECIAL_DECODER, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.add_special_tokens(SPECIAL_DECODER)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if ends_in_eos else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return str(tokenizer.to_str())
 

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bge_integrations.runtime.folder import Folder
@@ -18,11 +18,13 @@ _TOKENIZER_FILES = (
 )
 
 
-def fingerprint(folder: Folder, settings: Mapping[str, object]) -> str:
-    """32 hexadecimal digits over the contents of a folder's weights and tokenizer, and over `settings`."""
+def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequence[str] = ("dense",)) -> str:
+    """32 hexadecimal digits over the contents of a folder's weights and tokenizer, `settings`, and `outputs`."""
     tokenizer = next((folder.path / name for name in _TOKENIZER_FILES if (folder.path / name).is_file()), None)
     files = [*folder.weights(), *folder.module_weights(), *([tokenizer] if tokenizer else [])]
     facts = {"files": [_content_hash(f, _state(f)) for f in files], "pipeline": _pipeline(folder), **settings}
+    if heads := {name: _content_hash(f, _state(f)) for name, f in folder.heads.items() if name in outputs}:
+        facts |= {"outputs": list(outputs), "heads": heads}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from bge_integrations.embed.embedder import BgeEmbedder, Recipe
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.embed.recipe import QueryFrame, Recipe
 from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.source import Resolved
@@ -40,18 +41,10 @@ class FolderEmbedder(BgeEmbedder):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(
-            model,
-            on_truncate=on_truncate,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            cache=cache,
-            cache_folder=cache_folder,
-            token=token,
-            local_files_only=local_files_only,
+            model, on_truncate=on_truncate, backend=backend, device=device, dtype=dtype, revision=revision,
+            cache=cache, cache_folder=cache_folder, token=token, local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
-        )
+        )  # fmt: skip
         self.prompt = prompt
         self.prompt_name = prompt_name
         self._source = replace(self._source, pooling_optional=True)
@@ -64,7 +57,7 @@ class FolderEmbedder(BgeEmbedder):
             normalize=folder.normalize,
             max_length=folder.max_length,
             dim=folder.dim,
-            query_prefix=prefix,
+            query=QueryFrame(prefix),
             document_prefix=prefix,
         )
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from bge_integrations.inference.batch import Encoding
 from bge_integrations.inference.heads import Head
 
-FloatArray = NDArray[np.float32]
+Rows = NDArray[Any]
+"""One row a text: float32 (n, width), or objects (n, outputs) where the outputs of texts differ in length."""
 
 WINDOW_TEXTS = 128
 WINDOW_CHARACTERS = 1 << 18
@@ -27,9 +28,9 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a call's future gives: float32 (n, width) rows in the order of the texts, and the texts that were cut."""
+    """What a call's future gives: rows in the order of the texts, and the texts that were cut."""
 
-    rows: FloatArray
+    rows: Rows
     cuts: tuple[Cut, ...]
 
 
@@ -75,7 +76,7 @@ class Call:
     _finished: int = 0
     _waiting: list[Item] = field(default_factory=list)
     _waiting_tokens: int = 0
-    _rows: FloatArray | None = None
+    _rows: Rows | None = None
     _cuts: list[Cut] = field(default_factory=list)
 
     @property
@@ -102,10 +103,10 @@ class Call:
         self._waiting_tokens += sum(len(item.encoding) for item in items)
         self._sort()
 
-    def deliver(self, indices: Sequence[int], rows: FloatArray) -> None:
+    def deliver(self, indices: Sequence[int], rows: Rows) -> None:
         """Takes finished rows; the last ones complete the future."""
         if self._rows is None:
-            self._rows = np.empty((len(self.texts), rows.shape[1]), dtype=np.float32)
+            self._rows = np.empty((len(self.texts), rows.shape[1]), dtype=rows.dtype)
         self._rows[indices] = rows
         self._finished += len(indices)
         if self._finished == len(self.texts) and not self.done and self.future.set_running_or_notify_cancel():

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bge_integrations.inference.backends.base import Backend
 from bge_integrations.inference.batch import Encoding
@@ -13,6 +14,7 @@ from bge_integrations.inference.heads import Head
 from bge_integrations.inference.queue import Queue
 from bge_integrations.inference.tokenize import TextTokenizer
 
+T = TypeVar("T")
 Check = Callable[[int, Encoding], None]
 
 
@@ -46,54 +48,32 @@ class Engine:
         self.max_batch_tokens = max_batch_tokens
         self._queue = Queue(backend, device_lock(device))
 
-    def submit_texts(
+    def submit(
         self,
-        texts: Sequence[str],
+        items: Sequence[T],
+        encode: Callable[[Sequence[T]], list[Encoding]],
         *,
         head: Head,
-        max_length: int,
-        prefix: str = "",
         max_batch_tokens: int | None = None,
         check: Check = accept,
         first: int = 0,
     ) -> Future[Output]:
-        """Queues texts, each with `prefix` before it.
+        """Queues texts or pairs; `encode` tokenizes a window of them, with this engine's tokenizer.
 
         Messages count them from `first`.
 
         Returns:
-            A future of rows, float32 (n, width), and of the texts that were cut to `max_length` tokens.
+            A future of the rows that `head` describes, and of the items that were cut.
 
         Raises:
             OverloadedError: Too many calls wait.
             ClosedError: The engine is closed.
         """
-
-        def encode(window: Sequence[str]) -> list[Encoding]:
-            return self.tokenizer.texts([prefix + text for text in window], max_length=max_length)
-
-        return self._submit(Call(texts, encode, check, head, max_batch_tokens or self.max_batch_tokens, first))
-
-    def submit_pairs(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        *,
-        head: Head,
-        max_length: int,
-        query_max_length: int,
-        prefixes: tuple[str, str] = ("", ""),
-        max_batch_tokens: int | None = None,
-        check: Check = accept,
-        first: int = 0,
-    ) -> Future[Output]:
-        """Queues (query, passage) pairs, each side with its prefix; otherwise as `submit_texts`."""
-        before_query, before_passage = prefixes
-
-        def encode(window: Sequence[tuple[str, str]]) -> list[Encoding]:
-            prefixed = [(before_query + query, before_passage + passage) for query, passage in window]
-            return self.tokenizer.pairs(prefixed, max_length=max_length, query_max_length=query_max_length)
-
-        return self._submit(Call(pairs, encode, check, head, max_batch_tokens or self.max_batch_tokens, first))
+        if not items:
+            raise ValueError("An engine needs at least one text.")
+        call = Call(items, encode, check, head, max_batch_tokens or self.max_batch_tokens, first)
+        self._queue.submit(call)
+        return call.future
 
     @property
     def stats(self) -> EngineStats:
@@ -113,9 +93,3 @@ class Engine:
         """Waits for a closed engine's worker, then frees the weights."""
         self._queue.join(timeout)
         self.backend.close()
-
-    def _submit(self, call: Call) -> Future[Output]:
-        if not call.texts:
-            raise ValueError("An engine needs at least one text.")
-        self._queue.submit(call)
-        return call.future

@@ -23,8 +23,43 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class M3:
+    """Outputs of bge-m3, of different lengths: a row holds one object an output.
+
+    Attributes:
+        outputs: Those wanted of "dense", "sparse" and "colbert"; also the order of the columns.
+        dense: How the dense vector is made; its `normalize` holds for the token vectors too.
+    """
+
+    outputs: tuple[str, ...]
+    dense: Dense
+
+
+@dataclass(frozen=True, slots=True)
 class Logit:
     """The cross-encoder's single raw output, one number a pair."""
 
 
-Head = Dense | Logit
+@dataclass(frozen=True, slots=True)
+class TokenLogit:
+    """A language model's logit of one token, right after the last one; one number a pair."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Logits of a layerwise reranker, one number a pair and layer.
+
+    Attributes:
+        cutoffs: After how many layers, ascending; nothing after the last is computed.
+        compress_layers: Before which layers the passage's tokens are averaged in groups.
+        compress_ratio: Tokens a group; 1 leaves all as they are.
+    """
+
+    cutoffs: tuple[int, ...]
+    compress_layers: tuple[int, ...] = ()
+    compress_ratio: int = 1
+
+
+Head = Dense | M3 | Logit | TokenLogit | Layers

@@ -31,3 +31,19 @@ def checked_texts(texts: Iterable[str], name: str = "texts", start: int = 0) -> 
             if not isinstance(text, str):
                 raise TypeError(f"{name}[{index}] is {type(text).__name__}, not a string: {text!r:.60}.")
     return listed
+
+
+def checked_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs as a list of tuples.
+
+    Raises:
+        TypeError: Something that is not a pair of strings, with its index.
+    """
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs must be a list of (query, passage) pairs, not {type(pairs).__name__}.")
+    checked = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise TypeError(f"pairs[{index}] must be two strings, (query, passage), not {pair!r:.60}.")
+        checked.append((pair[0], pair[1]))
+    return checked

@@ -16,7 +16,7 @@ from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteErr
 from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.batching import BatchSize
-from bge_integrations.inference.call import Call, FloatArray, Item
+from bge_integrations.inference.call import Call, Item, Rows
 from bge_integrations.inference.device_lock import DeviceLock
 
 logger = logging.getLogger(__name__)
@@ -165,23 +165,21 @@ class Queue:
             for call, chosen in _by_call(items).items():
                 call.deliver([items[i].index for i in chosen], rows[chosen])
 
-    def _forward(self, items: Sequence[Item], *, exact: bool = False) -> FloatArray:
+    def _forward(self, items: Sequence[Item], *, exact: bool = False) -> Rows:
         batch = TokenBatch.of([item.encoding for item in items])
         with self._device:
             return self._backend.run(batch, items[0].call.head, exact=exact)
 
-    def _finite(self, items: Sequence[Item], rows: FloatArray) -> FloatArray:
+    def _finite(self, items: Sequence[Item], rows: Rows) -> Rows:
         """Recomputes rows with NaN or infinity in float32; a call whose row stays so fails, the others go on."""
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+        bad = _not_finite(rows)
         if not bad:
             return rows
         logger.warning("%d of %d rows were not finite; computing them again in float32", len(bad), len(rows))
         rows[bad] = self._forward([items[i] for i in bad], exact=True)
-        for i in bad:
-            if not np.isfinite(rows[i]).all():
-                items[i].call.fail(
-                    NonFiniteError(f"The model gives NaN or infinity for text {items[i].position}, in float32 too.")
-                )
+        for i in _not_finite(rows[bad]):
+            item = items[bad[i]]
+            item.call.fail(NonFiniteError(f"The model gives NaN or infinity for text {item.position}, in float32 too."))
         return rows
 
     def _halve(self, items: Sequence[Item], error: DeviceMemoryError) -> None:
@@ -213,6 +211,14 @@ class Queue:
             if self._clean == CLEAN_BATCHES:
                 grown = 2 * self._budget
                 self._budget, self._clean = (grown if grown < 2 * self._failed_at else None), 0
+
+
+def _not_finite(rows: Rows) -> list[int]:
+    """The rows that hold NaN or infinity."""
+    if rows.dtype != object:
+        return [int(i) for i in np.flatnonzero(~np.isfinite(rows).all(axis=1))]
+    numbers = ([getattr(output, "values", output) for output in row] for row in rows)
+    return [i for i, outputs in enumerate(numbers) if not all(np.isfinite(output).all() for output in outputs)]
 
 
 def _by_call(items: Sequence[Item]) -> dict[Call, list[int]]:

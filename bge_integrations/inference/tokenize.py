@@ -4,8 +4,8 @@ The tokenizer's own truncation and padding are switched off once and never touch
 use it with any limits: cutting, special tokens and padding are done here, on ids.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from bge_integrations.inference.batch import Encoding, IntArray
 
 _PROBE = "a"
+_SEPARATOR = "\n"
+"""Between query, passage and prompt of an LLM-based reranker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,17 @@ class _Template:
         types = [np.full(len(text), kind) for text, kind in zip(texts, self.text_types, strict=True)]
         return ids, _between(self.special_types, types)
 
+    def ending_in(self, token: int) -> "_Template":
+        """With `token` last, where it is not there already."""
+        last, types = self.special[2], self.special_types[2]
+        if len(last) and last[-1] == token:
+            return self
+        return replace(
+            self,
+            special=(*self.special[:2], np.append(last, token)),
+            special_types=(*self.special_types[:2], np.append(types, 0)),
+        )
+
 
 def _between(special: Sequence[IntArray], texts: Sequence[IntArray]) -> IntArray:
     before, middle, after = special
@@ -51,19 +64,25 @@ def _between(special: Sequence[IntArray], texts: Sequence[IntArray]) -> IntArray
 
 
 class TextTokenizer:
-    """A fast tokenizer with BERT-like special tokens round each text or pair.
+    """A fast tokenizer; special tokens go round each text or pair as the tokenizer's own files say.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer` of this object's own; its truncation and padding are switched off.
         with_types: Whether the model takes token type ids.
+        bos: The token before a prompted pair; None for none.
+        eos: The end-of-sequence token, where there is one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, with_types: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, with_types: bool, bos: int | None = None, eos: int | None = None
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._with_types = with_types
+        self._bos = [] if bos is None else [bos]
         self._single = _template(tokenizer, pair=False)
+        self._ended = self._single if eos is None else self._single.ending_in(eos)
         self._pair = _template(tokenizer, pair=True)
 
     @property
@@ -80,27 +99,105 @@ class TextTokenizer:
         """Tokens that `prompt` takes at the head of a text, the special tokens before it included; 0 for ""."""
         return len(self._single.special[0]) + len(self._ids([prompt])[0]) if prompt else 0
 
-    def texts(self, texts: Sequence[str], *, max_length: int) -> list[Encoding]:
-        """Each text with its special tokens, cut on the right to `max_length` tokens in all."""
-        room = max(0, max_length - self._single.special_tokens)
+    def token(self, text: str) -> int:
+        """The first token of `text`, such as "Yes"."""
+        return self._ids([text])[0][0]
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Tokens that a prompted pair carries besides its two texts."""
+        separator, tail = self._ids([_SEPARATOR, prompt])
+        return len(self._bos) + 2 * len(separator) + len(tail)
+
+    def texts(
+        self, texts: Sequence[str], *, max_length: int, prefix: str = "", ends_in_eos: bool = False
+    ) -> list[Encoding]:
+        """Each text with its prefix and special tokens, cut on the right to `max_length` tokens in all.
+
+        With `ends_in_eos` the last is the end-of-sequence token, also where the tokenizer's files leave it out.
+        """
+        return self._cut([prefix + text for text in texts], max_length, ends_in_eos)
+
+    def wrapped(
+        self, texts: Sequence[str], *, max_length: int, prefix: str, before: str, after: str, ends_in_eos: bool
+    ) -> list[Encoding]:
+        """Each text with its prefix between `before` and `after`, which are never cut.
+
+        The limits are those of bge-en-icl's reference (FlagICLModel): prefix and text have `max_length` less what
+        `<s>`, `after` and `</s>` take; examples before them come on top.
+        """
+        start, end, head, tail = map(len, self._ids(["<s>", f"{after}</s>", before, after]))
+        limit = (head + tail + max_length + 8) // 8 * 8 + 8
+        room = max(0, max_length - start - end)
+        prefixed = [prefix + text for text in texts]
+        lost, kept = [], []
+        for text, ids in zip(prefixed, self._ids(prefixed), strict=True):
+            lost.append(max(0, len(ids) - room))
+            fitting = self._tokenizer.decode(ids[:room], skip_special_tokens=False) if lost[-1] else text
+            kept.append(before + fitting + after)
+        encodings = self._cut(kept, limit, ends_in_eos)
+        return [replace(e, full_length=e.full_length + more) for e, more in zip(encodings, lost, strict=True)]
+
+    def pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        max_length: int,
+        query_max_length: int,
+        prefixes: tuple[str, str] = ("", ""),
+    ) -> list[Encoding]:
+        """Each (query, passage): the query cut to `query_max_length`, then only the passage, to `max_length` in all."""
         encodings = []
-        for ids in self._ids(texts):
-            filled, types = self._single.fill(ids[:room], None, self._with_types)
-            encodings.append(Encoding(filled, types, len(ids) + self._single.special_tokens))
+        for query, passage in self._ids_of_pairs(pairs, prefixes):
+            kept = query[:query_max_length]
+            room = max(0, max_length - self._pair.special_tokens - len(kept))
+            filled, types = self._pair.fill(kept, passage[:room], self._with_types)
+            encodings.append(Encoding(filled, types, len(query) + len(passage) + self._pair.special_tokens))
         return encodings
 
-    def pairs(self, pairs: Sequence[tuple[str, str]], *, max_length: int, query_max_length: int) -> list[Encoding]:
-        """Each (query, passage): the query cut to `query_max_length`, then only the passage, to `max_length` in all."""
-        queries = list(dict.fromkeys(query for query, _ in pairs))
-        ids_of = dict(zip(queries, self._ids(queries), strict=True))
+    def prompted_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        max_length: int,
+        query_max_length: int,
+        prefixes: tuple[str, str],
+        prompt: str,
+    ) -> list[Encoding]:
+        """Each (query, passage) as LLM-based rerankers read it: query, passage and prompt, a line each.
+
+        As in the reference (FlagLLMReranker), the limit holds for what stands before the prompt, and is longer by a
+        separator and the prompt. The token types say what a token belongs to: 0 query, 1 passage, 2 prompt.
+        """
+        separator, tail = self._ids([_SEPARATOR, prompt])
+        limit = max_length + len(separator) + len(tail)
         encodings = []
-        for (query, _), passage_ids in zip(pairs, self._ids([passage for _, passage in pairs]), strict=True):
-            query_ids = ids_of[query]
-            kept = query_ids[:query_max_length]
-            room = max(0, max_length - self._pair.special_tokens - len(kept))
-            filled, types = self._pair.fill(kept, passage_ids[:room], self._with_types)
-            encodings.append(Encoding(filled, types, len(query_ids) + len(passage_ids) + self._pair.special_tokens))
+        for query, passage in self._ids_of_pairs(pairs, prefixes):
+            start = [*self._bos, *query[:query_max_length], *separator]
+            kept = passage[: min(max_length, max(0, limit - len(start)))]
+            parts = (start, kept, [*separator, *tail])
+            ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+            full = len(self._bos) + len(query) + len(separator) + len(passage) + len(parts[2])
+            encodings.append(Encoding(ids, np.repeat(np.arange(3), [len(part) for part in parts]), full))
         return encodings
+
+    def _cut(self, texts: Sequence[str], max_length: int, ends_in_eos: bool) -> list[Encoding]:
+        template = self._ended if ends_in_eos else self._single
+        room = max(0, max_length - template.special_tokens)
+        encodings = []
+        for ids in self._ids(texts):
+            filled, types = template.fill(ids[:room], None, self._with_types)
+            encodings.append(Encoding(filled, types, len(ids) + template.special_tokens))
+        return encodings
+
+    def _ids_of_pairs(
+        self, pairs: Sequence[tuple[str, str]], prefixes: tuple[str, str]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids of both texts of every pair; a query that comes again is tokenized once."""
+        before_query, before_passage = prefixes
+        queries = list(dict.fromkeys(query for query, _ in pairs))
+        ids_of = dict(zip(queries, self._ids([before_query + query for query in queries]), strict=True))
+        passages = self._ids([before_passage + passage for _, passage in pairs])
+        return zip((ids_of[query] for query, _ in pairs), passages, strict=True)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]

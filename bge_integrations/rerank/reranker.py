@@ -7,13 +7,14 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.inference.call import Cut, Output
+from bge_integrations.catalog import ModelSpec
+from bge_integrations.inference.call import Cut, Output, Rows
 from bge_integrations.inference.engine import Engine
-from bge_integrations.inference.heads import Logit
-from bge_integrations.inference.inputs import checked_texts
+from bge_integrations.inference.inputs import checked_pairs, checked_texts
+from bge_integrations.rerank.recipe import ARGUMENTS, Recipe, layer_numbers, layers_of
 from bge_integrations.runtime.cache import ModelCache, Start
 from bge_integrations.runtime.source import Kind, Resolved
-from bge_integrations.runtime.stream import Stream
+from bge_integrations.runtime.stream import Stream, as_they_are
 from bge_integrations.runtime.user import BackendName, ModelUser, OnTruncate, positive
 from bge_integrations.types import RerankResult
 
@@ -37,12 +38,15 @@ class BgeReranker(ModelUser):
         query_max_length: Tokens at which the query is cut; then only the passage is. None takes three quarters of
             `max_length`, as the reference does.
         on_truncate: What a pair over the limits causes: one warning a call, an error, or nothing.
-        prompt: Of LLM-based rerankers.
-        query_instruction: Text before each query; None adds nothing.
-        document_instruction: Text before each passage; None adds nothing.
-        cutoff_layers: Of layerwise rerankers.
-        compress_layers: Of the lightweight reranker.
-        compress_ratio: Of the lightweight reranker.
+        prompt: Of LLM-based rerankers, the task put after query and passage; None takes the catalogue's.
+        query_instruction: Text before each query; None takes the catalogue's: "A: " for LLM-based rerankers, else none.
+        document_instruction: Text before each passage; None takes the catalogue's: "B: ", else none.
+        cutoff_layers: Of layerwise rerankers, after which layers to score; nothing after the last is computed. `score`
+            and `rerank` take the last. None takes the model's last layer.
+        compress_layers: Of the lightweight reranker, before which layers the passage's tokens are averaged in groups;
+            None takes layer 8.
+        compress_ratio: Of the lightweight reranker, tokens a group; None takes 1, which compresses nothing. The
+            authors save most with 2 before layer 8 and `cutoff_layers=[25]`.
 
     The other arguments are those of `BgeEmbedder`.
 
@@ -86,29 +90,20 @@ class BgeReranker(ModelUser):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(
-            model,
-            max_length=max_length,
-            on_truncate=on_truncate,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            max_batch_tokens=max_batch_tokens,
-            like=like,
-            cache=cache,
-            cache_folder=cache_folder,
-            token=token,
-            local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-        )
+            model, max_length=max_length, on_truncate=on_truncate, backend=backend, device=device, dtype=dtype,
+            revision=revision, max_batch_tokens=max_batch_tokens, like=like, cache=cache, cache_folder=cache_folder,
+            token=token, local_files_only=local_files_only, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         self.normalize = normalize
         self.query_max_length = None if query_max_length is None else positive("query_max_length", query_max_length)
         self.query_instruction = query_instruction
         self.document_instruction = document_instruction
         self.prompt = prompt
-        self.cutoff_layers = cutoff_layers
-        self.compress_layers, self.compress_ratio = compress_layers, compress_ratio
-        self._refuse_foreign_arguments()
+        self.cutoff_layers = layer_numbers("cutoff_layers", cutoff_layers)
+        self.compress_layers = layer_numbers("compress_layers", compress_layers)
+        self.compress_ratio = None if compress_ratio is None else positive("compress_ratio", compress_ratio)
+        if self._row:
+            self._refuse_foreign_arguments(self._row)
 
     def score(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
         """Scores (query, passage) pairs.
@@ -125,11 +120,27 @@ class BgeReranker(ModelUser):
             TypeError: Something that is not a pair of strings, with its index.
             InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
         """
-        return self._scores(_joined(list(self._stream(checked_pairs(pairs), show_progress))))
+        return self._scores(_joined(list(self._stream(checked_pairs(pairs), show_progress)))[:, -1])
 
     async def ascore(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
         """As `score`, without blocking the event loop."""
-        return self._scores(_joined([rows async for rows in self._stream(checked_pairs(pairs), show_progress)]))
+        parts = [rows async for rows in self._stream(checked_pairs(pairs), show_progress)]
+        return self._scores(_joined(parts)[:, -1])
+
+    def score_layers(self, pairs: Iterable[Pair], show_progress: bool = False) -> NDArray[np.float64]:
+        """Scores pairs after each of a layerwise reranker's `cutoff_layers`; otherwise as `score`.
+
+        Returns:
+            float64 (pairs, layers), layers ascending.
+
+        Raises:
+            ValueError: The model is no layerwise reranker.
+        """
+        layers = self._recipe(self._resolved()).layers
+        if layers is None:
+            raise ValueError(f"{self.model} scores after its last layer only. Use score().")
+        parts = list(self._stream(checked_pairs(pairs), show_progress))
+        return self._normalized(_joined(parts, width=len(layers.cutoffs)))
 
     def rerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
         """Orders documents by their relevance to a query.
@@ -148,61 +159,60 @@ class BgeReranker(ModelUser):
             InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
         """
         pairs = _pairs_of(query, documents, top_n)
-        return self._ranked(pairs, _joined(list(self._stream(pairs))), top_n)
+        return self._ranked(pairs, _joined(list(self._stream(pairs)))[:, -1], top_n)
 
     async def arerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
         """As `rerank`, without blocking the event loop."""
         pairs = _pairs_of(query, documents, top_n)
-        return self._ranked(pairs, _joined([rows async for rows in self._stream(pairs)]), top_n)
+        return self._ranked(pairs, _joined([rows async for rows in self._stream(pairs)])[:, -1], top_n)
 
     def describe(self) -> dict[str, object]:
         """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""
         resolved = self._resolved()
-        max_length, query_max_length = self._limits(resolved)
+        recipe = self._recipe(resolved)
+        before_query, before_passage = recipe.prefixes
         return {
             "model": self.model,
             "row": resolved.spec.id if resolved.spec else None,
             "found": resolved.found_by,
-            "query": (self.query_instruction or "") + "{query}",
-            "document": (self.document_instruction or "") + "{document}",
+            "query": before_query + "{query}",
+            "document": before_passage + "{document}",
+            "prompt": recipe.prompt,
+            "cutoff_layers": recipe.layers.cutoffs if recipe.layers else None,
             "normalize": self.normalize,
-            "max_length": max_length,
-            "query_max_length": query_max_length,
+            "max_length": recipe.max_length,
+            "query_max_length": recipe.query_limit,
             "on_truncate": self.on_truncate,
             **asdict(resolved.key),
         }
 
-    def _refuse_foreign_arguments(self) -> None:
-        for name in ("prompt", "cutoff_layers", "compress_layers", "compress_ratio"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name}= belongs to LLM-based rerankers; {self.model} is a cross-encoder.")
+    def _refuse_foreign_arguments(self, spec: ModelSpec | None) -> None:
+        family = spec.family if spec else "cross_encoder"
+        for name, families in ARGUMENTS.items():
+            if getattr(self, name) is not None and family not in families:
+                raise ValueError(
+                    f"{name}= belongs to rerankers of the kind {' or '.join(families)}; {self.model} is of the kind "
+                    f"{family}. For a fine-tune pass like= with the id of its parent."
+                )
 
-    def _stream(self, pairs: list[Pair], show_progress: bool = False) -> Stream[Pair]:
+    def _stream(self, pairs: list[Pair], show_progress: bool = False) -> Stream[Pair, Rows]:
         """All pairs as one call, or, for a bar to move, in chunks."""
         size = PROGRESS_CHUNK if show_progress else max(1, len(pairs))
-        return Stream(pairs, self._start, size, report=self._report_cuts, bar=show_progress)
+        return Stream(pairs, self._start, size, convert=as_they_are, report=self._report_cuts, bar=show_progress)
 
     def _start(self, pairs: list[Pair], first: int) -> Future[Output]:
         """Queues one call, whose pairs the caller counts from `first`."""
 
         def prepare(resolved: Resolved) -> "Start[Output]":
-            max_length, query_max_length = self._limits(resolved)
+            recipe = self._recipe(resolved)
 
             def start(engine: Engine) -> Future[Output]:
-                room = max_length - engine.tokenizer.pair_special_tokens
-                if (self.query_max_length or 1) >= room:
-                    raise ValueError(
-                        f"query_max_length={self.query_max_length} leaves a passage no room within "
-                        f"max_length={max_length}: use at most {room - 1}, or raise max_length."
-                    )
-                return engine.submit_pairs(
+                return engine.submit(
                     pairs,
-                    head=Logit(),
-                    max_length=max_length,
-                    query_max_length=min(query_max_length, room - 1),
-                    prefixes=(self.query_instruction or "", self.document_instruction or ""),
+                    recipe.encode(engine.tokenizer),
+                    head=recipe.head(engine.tokenizer),
                     max_batch_tokens=self.max_batch_tokens,
-                    check=self._check(max_length, "pair"),
+                    check=self._check(recipe.max_length, "pair"),
                     first=first,
                 )
 
@@ -210,17 +220,32 @@ class BgeReranker(ModelUser):
 
         return self._submit(prepare)
 
-    def _limits(self, resolved: Resolved) -> tuple[int, int]:
-        """Most tokens of a pair and of its query."""
-        default = resolved.spec.max_length if resolved.spec else min(DEFAULT_MAX_LENGTH, resolved.folder.max_length)
-        max_length = self._limit(resolved.folder, default)
-        return max_length, self.query_max_length or max(1, max_length * 3 // 4)
+    def _recipe(self, resolved: Resolved) -> Recipe:
+        """Raises `ValueError` for what the files show to be impossible."""
+        spec, folder = resolved.spec, resolved.folder
+        self._refuse_foreign_arguments(spec)
+        layerwise = spec is not None and spec.family in ARGUMENTS["cutoff_layers"]
+        asked = (self.query_instruction, self.document_instruction)
+        usual = (spec.query_instruction, spec.document_instruction) if spec else ("", "")
+        before_query, before_passage = (text if mine is None else mine for mine, text in zip(asked, usual, strict=True))
+        return Recipe(
+            prefixes=(before_query, before_passage),
+            max_length=self._limit(folder, spec.max_length if spec else min(DEFAULT_MAX_LENGTH, folder.max_length)),
+            query_max_length=self.query_max_length,
+            prompt=self.prompt or (spec.prompt if spec else ""),
+            layers=layers_of(folder, self.cutoff_layers or (), self.compress_layers, self.compress_ratio or 1)
+            if layerwise
+            else None,
+        )
 
     def _report_cuts(self, cuts: list[Cut]) -> None:
-        self._report(cuts, self._limits(self._resolved())[0], "pair")
+        self._report(cuts, self._recipe(self._resolved()).max_length, "pair")
+
+    def _normalized(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _sigmoid(logits) if self.normalize else logits
 
     def _scores(self, logits: NDArray[np.float64]) -> list[float]:
-        scores: list[float] = (_sigmoid(logits) if self.normalize else logits).tolist()
+        scores: list[float] = self._normalized(logits).tolist()
         return scores
 
     def _ranked(self, pairs: list[Pair], logits: NDArray[np.float64], top_n: int | None) -> list[RerankResult]:
@@ -232,22 +257,6 @@ class BgeReranker(ModelUser):
         return [RerankResult(index, scores[index], float(logits[index])) for index in order]
 
 
-def checked_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs as a list of tuples.
-
-    Raises:
-        TypeError: Something that is not a pair of strings, with its index.
-    """
-    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
-        raise TypeError(f"pairs must be a list of (query, passage) pairs, not {type(pairs).__name__}.")
-    checked = []
-    for index, pair in enumerate(pairs):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise TypeError(f"pairs[{index}] must be two strings, (query, passage), not {pair!r:.60}.")
-        checked.append((pair[0], pair[1]))
-    return checked
-
-
 def _pairs_of(query: str, documents: Iterable[str], top_n: int | None) -> list[Pair]:
     if not isinstance(query, str):
         raise TypeError(f"query must be a string, not {type(query).__name__}.")
@@ -256,8 +265,9 @@ def _pairs_of(query: str, documents: Iterable[str], top_n: int | None) -> list[P
     return [(query, document) for document in checked_texts(documents, "documents")]
 
 
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    return np.concatenate(parts)[:, 0].astype(np.float64) if parts else np.empty(0)
+def _joined(parts: list[Rows], width: int = 1) -> NDArray[np.float64]:
+    """Logits (pairs, width)."""
+    return np.concatenate(parts).astype(np.float64) if parts else np.empty((0, width))
 
 
 def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:

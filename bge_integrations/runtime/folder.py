@@ -67,10 +67,19 @@ class Folder:
         return str(self.config.get("model_type", ""))
 
     @property
+    def architecture(self) -> str:
+        """The model class that config.json names."""
+        return str((self.config.get("architectures") or [""])[0])
+
+    @property
     def is_reranker(self) -> bool:
         """Whether the files describe a sequence classifier, which scores pairs."""
-        names = self.config.get("architectures") or [""]
-        return self.cross_encoder or str(names[0]).endswith("ForSequenceClassification")
+        return self.cross_encoder or self.architecture.endswith("ForSequenceClassification")
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the files describe a language model with its output layer, which may embed or rerank."""
+        return self.architecture.endswith("ForCausalLM")
 
     @property
     def labels(self) -> int:
@@ -120,6 +129,12 @@ class Folder:
         """Tokens at which sentence-transformers would cut a text of this folder."""
         limits = (self.settings.get("max_seq_length") or self.tokenizer.get("model_max_length"), self.positions)
         return min((int(limit) for limit in limits if limit), default=512)
+
+    @cached_property
+    def heads(self) -> dict[str, Path]:
+        """bge-m3's files beside the weights: output -> the linear layer that makes it."""
+        files = {name: self.root / f"{name}_linear.pt" for name in ("sparse", "colbert")}
+        return {name: file for name, file in files.items() if file.is_file()}
 
     def weights(self) -> tuple[Path, ...]:
         """The files that transformers would read: safetensors where there are some, else `.bin`.

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 _one_load = threading.Lock()
 """transformers patches its own globals while it loads, so models load one after the other."""
 
+LAYERWISE = ("minicpm", "cost_wise_gemma")
+"""Architectures that transformers does not know."""
+
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
 
@@ -56,7 +59,7 @@ def load(resolved: Resolved) -> Engine:
             if key.backend == "sentence_transformers":
                 backend = _pipeline(resolved, pad_id=tokenizer.pad_token_id or 0)
             else:
-                backend = _model(resolved)
+                backend = _model(resolved, tokenizer)
         except pickle.UnpicklingError as error:
             raise MissingWeightsError(
                 f"A .bin file of {folder.root} holds more than tensors, or is damaged. Nothing is unpickled, for that "
@@ -67,12 +70,21 @@ def load(resolved: Resolved) -> Engine:
         "loaded %s in %.1f s: %d bytes on %s as %s, %s",
         key.model, time.perf_counter() - started, backend.nbytes, key.device, key.dtype, backend.engine,
     )  # fmt: skip
-    types = "token_type_ids" in tokenizer.model_input_names and folder.config.get("type_vocab_size", 2) > 1
     return Engine(
-        TextTokenizer(copy.deepcopy(tokenizer.backend_tokenizer), with_types=types),
+        _text_tokenizer(tokenizer, folder),
         backend,
         device=key.device,
         max_batch_tokens=default_batch_tokens(key.device),
+    )
+
+
+def _text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
+    bos = tokenizer.bos_token_id
+    return TextTokenizer(
+        copy.deepcopy(tokenizer.backend_tokenizer),
+        with_types="token_type_ids" in tokenizer.model_input_names and folder.config.get("type_vocab_size", 2) > 1,
+        bos=None if bos == tokenizer.pad_token_id and folder.model_type not in LAYERWISE else bos,  # as the reference
+        eos=tokenizer.eos_token_id,
     )
 
 
@@ -103,10 +115,12 @@ def _quiet() -> Iterator[None]:
 
 def _tokenizer(resolved: Resolved) -> Any:
     from tokenizers.normalizers import Lowercase, Sequence
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     folder = resolved.folder
-    tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code)
+    # transformers looks for its tokenizer class by an architecture that it knows; these are not among them.
+    config = PreTrainedConfig() if folder.model_type in LAYERWISE else None
+    tokenizer = AutoTokenizer.from_pretrained(folder.path, config=config, trust_remote_code=resolved.trust_remote_code)
     if not tokenizer.is_fast:
         raise UnsupportedModelError(f"{resolved.key.model} has only a slow tokenizer; a tokenizer.json is needed.")
     if folder.settings.get("do_lower_case"):
@@ -115,7 +129,14 @@ def _tokenizer(resolved: Resolved) -> Any:
     return tokenizer
 
 
-def _model(resolved: Resolved) -> Backend:
+def _model(resolved: Resolved, tokenizer: Any) -> Backend:
+    if resolved.folder.model_type in LAYERWISE:
+        return _layerwise(resolved)
+    language_model = resolved.spec is not None and resolved.spec.family == "llm"
+    return _decoder(resolved) if language_model else _encoder(resolved, tokenizer)
+
+
+def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
     import torch
     from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -136,8 +157,84 @@ def _model(resolved: Resolved) -> Backend:
         **extra,
     )
     _refuse_missing(report, folder)
-    engine = f"padded: {padded_because}" if padded_because else "packed"
-    return TorchBackend(_unmapped(model.to(key.device), key), packed=not padded_because, engine=engine)
+    for name, head in _heads(folder).items():
+        setattr(model, f"{name}_linear", head.to(model.dtype))
+    special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    return TorchBackend(
+        _unmapped(model.to(key.device), key),
+        packed=not padded_because,
+        engine=f"padded: {padded_because}" if padded_because else "packed",
+        unused=tuple({token for token in special if token is not None}),
+    )
+
+
+def _heads(folder: Folder) -> dict[str, Any]:
+    """bge-m3's linear layers: output -> layer."""
+    import torch
+
+    heads = {}
+    for name, file in folder.heads.items():
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            weight, bias = tensors["weight"], tensors["bias"]
+        except (KeyError, EOFError, RuntimeError):
+            weight = bias = None
+        if weight is None or weight.shape != (len(bias), folder.dim):
+            raise MissingWeightsError(
+                f"{file} should hold the weight (outputs, {folder.dim}) and the bias of a linear layer. Download it "
+                "again."
+            )
+        heads[name] = torch.nn.Linear(folder.dim, len(bias))
+        heads[name].load_state_dict({"weight": weight, "bias": bias})
+    return heads
+
+
+def _decoder(resolved: Resolved) -> Backend:
+    """A language model without its output layer, or with it for a reranker."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from bge_integrations.inference.backends.pytorch import TorchBackend
+
+    auto = AutoModelForCausalLM if resolved.spec and resolved.spec.kind == "reranker" else AutoModel
+    config = AutoConfig.from_pretrained(resolved.folder.path)
+    return TorchBackend(_loaded_decoder(resolved, auto, config), packed=True, engine=_decoder_engine(resolved, config))
+
+
+def _layerwise(resolved: Resolved) -> Backend:
+    from bge_integrations.inference.backends.layerwise import CostWiseGemma, LayerwiseBackend, LayerwiseMiniCPM
+
+    model_class: Any = LayerwiseMiniCPM if resolved.folder.model_type == "minicpm" else CostWiseGemma
+    config = model_class.make_config(resolved.folder.config)
+    return LayerwiseBackend(_loaded_decoder(resolved, model_class, config), engine=_decoder_engine(resolved, config))
+
+
+def _loaded_decoder(resolved: Resolved, model_class: Any, config: Any) -> Any:
+    import torch
+
+    from bge_integrations.inference.backends import varlen
+
+    # Gemma 2's cap on attention: transformers before 5 left it out in its default attention, with which the published
+    # numbers were made, and torch's variable-length kernel has none.
+    config.attn_logit_softcapping = None
+    key, folder = resolved.key, resolved.folder
+    model, report = model_class.from_pretrained(
+        folder.path, config=config, dtype=getattr(torch, key.dtype), attn_implementation=varlen.NAME, **_REPORTED
+    )
+    _refuse_missing(report, folder)
+    return _unmapped(model.to(key.device), key)
+
+
+def _decoder_engine(resolved: Resolved, config: Any) -> str:
+    """Decoders always run packed; without the kernel, attention goes text by text."""
+    from bge_integrations.inference.backends import varlen
+
+    key = resolved.key
+    if key.device == "cpu":
+        return "packed"
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    on_cuda = key.device.startswith("cuda")
+    refusal = varlen.kernel_refusal(key.device, key.dtype, head_size) if on_cuda else "the kernel needs CUDA"
+    return f"packed, attention text by text: {refusal}" if refusal else "packed"
 
 
 def _padded_reason(resolved: Resolved) -> str:

@@ -80,7 +80,7 @@ class Residents:
             MissingWeightsError: Its files are absent, truncated or incomplete.
         """
         key = resolved.key
-        files = (*resolved.folder.weights(), *resolved.folder.module_weights())
+        files = (*resolved.folder.weights(), *resolved.folder.module_weights(), *resolved.folder.heads.values())
         nbytes = loaded_bytes(files, key.dtype)
         with self._changed:
             while resident := self._table.get(key):

@@ -17,9 +17,11 @@ Kind = Literal["embedder", "reranker"]
 _CLASS_OF = {"embedder": "BgeEmbedder", "reranker": "BgeReranker"}
 _HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
 _FAST_MODEL_TYPES = ("bert", "xlm-roberta")
+_DECODERS = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+_LLM_MODEL_TYPES = {"llm": _DECODERS, "layerwise": ("minicpm",), "lightweight": ("cost_wise_gemma",)}
 _FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
 _FAST_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
-_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_linear.pt"]
 _NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _download_lock = threading.Lock()
@@ -142,13 +144,12 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
         UnsupportedModelError: A model or a choice of backend that can't be run.
     """
     folder = _read(located.path, located.revision)
-    actual: Kind = "reranker" if folder.is_reranker else "embedder"
-    if actual != source.kind:
-        raise WrongKindError(f"{source.model} is {_an(actual)}. Use {_CLASS_OF[actual]} for it.")
+    _check_files(source, folder)
     spec, found_by = _find_row(source, located, folder)
     if spec and spec.unsupported:
         raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
-    backend, reason = _choose_backend(source, folder)
+    _check_architecture(source, folder, spec)
+    backend, reason = _choose_backend(source, folder, spec)
     device = resolve_device(source.device)
     key = ModelKey(located.model, located.revision, backend, device, source.dtype or default_dtype(device))
     return Resolved(key, folder, spec, found_by, reason, source.trust_remote_code)
@@ -199,6 +200,29 @@ def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[Mo
     return None, "by its own files"
 
 
+def _check_files(source: ModelSource, folder: Folder) -> None:
+    """Refuses files of the other kind. A language model's don't tell whether it embeds or reranks."""
+    actual: Kind = "reranker" if folder.is_reranker else "embedder"
+    if actual != source.kind and not folder.is_language_model:
+        raise WrongKindError(f"{source.model} is {_an(actual)}. Use {_CLASS_OF[actual]} for it.")
+
+
+def _check_architecture(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> None:
+    """Refuses files that are not of the architecture that the row, or its absence, asks for."""
+    if spec and spec.family in _LLM_MODEL_TYPES:
+        wanted = _LLM_MODEL_TYPES[spec.family]
+        if folder.model_type not in wanted:
+            raise UnsupportedModelError(
+                f"{source.model} is of the architecture {folder.model_type!r}; a model like {spec.id} must be of "
+                f"{', '.join(wanted)}."
+            )
+    elif source.kind == "reranker" and folder.is_language_model:
+        raise WrongKindError(
+            f"{source.model} is a language model ({folder.architecture}), not a cross-encoder. If it was fine-tuned as "
+            'an LLM-based reranker, pass like="BAAI/bge-reranker-v2-gemma".'
+        )
+
+
 def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
     config = folder.config
     shapes = (
@@ -206,13 +230,19 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
         (spec.layers, config.get("num_hidden_layers")),
         (spec.vocab_size, config.get("vocab_size")),
     )
-    same_kind = (spec.kind == "reranker") == folder.is_reranker and spec.model_type == folder.model_type
+    same_kind = (
+        spec.family in _LLM_MODEL_TYPES if folder.is_language_model else (spec.kind == "reranker") == folder.is_reranker
+    ) and spec.model_type == folder.model_type
     return same_kind and all(wanted is None or wanted == actual for wanted, actual in shapes)
 
 
-def _choose_backend(source: ModelSource, folder: Folder) -> tuple[str, str]:
+def _choose_backend(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
     own_code = source.trust_remote_code and "auto_map" in folder.config
     reason = "it brings its own code" if own_code else _slow_reason(folder)
+    if spec and spec.family in _LLM_MODEL_TYPES:
+        if source.backend == "sentence_transformers":
+            raise UnsupportedModelError(f'backend="sentence_transformers" cannot run {spec.id}. Use backend="auto".')
+        return "torch", ""
     if source.kind == "reranker" and folder.labels != 1:
         raise UnsupportedModelError(
             f"{source.model} has {folder.labels} labels; a reranker needs a sequence classifier with exactly one."

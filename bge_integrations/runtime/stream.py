@@ -10,18 +10,16 @@ from operator import length_hint
 from types import TracebackType
 from typing import Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bge_integrations.inference.call import Cut, Output
+from bge_integrations.inference.call import Cut, Output, Rows
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Stream(Generic[T]):
-    """Feeds items to an engine chunk by chunk and yields each chunk's rows, float32 (chunk, width), in order.
+class Stream(Generic[T, R]):
+    """Feeds items to an engine chunk by chunk and yields what is made of each chunk's rows, in order.
 
     The next chunk is queued before the first is awaited, so that the device never waits for the caller.
 
@@ -29,6 +27,7 @@ class Stream(Generic[T]):
         items: Any iterable, read as it is needed.
         start: Queues a chunk that begins at an index.
         size: Items a chunk.
+        convert: Makes of a chunk's rows what is yielded.
         report: Told at the end which items were cut.
         bar: Show a tqdm bar.
     """
@@ -39,29 +38,31 @@ class Stream(Generic[T]):
         start: Callable[[list[T], int], Future[Output]],
         size: int,
         *,
+        convert: Callable[[Rows], R],
         report: Callable[[list[Cut]], None],
         bar: bool = False,
     ) -> None:
         self._items = iter(items)
         self._start = start
         self._size = size
+        self._convert = convert
         self._report = report
         self._queued: deque[Future[Output]] = deque()
         self._read = self._done = 0
         self._cuts: list[Cut] = []
         self._bar = tqdm(total=length_hint(items) or None, unit="text") if bar else None
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[R]:
         with self:
             while (future := self._next()) is not None:
-                yield self._rows(wait(future))
+                yield self._taken(wait(future))
 
-    async def __aiter__(self) -> AsyncIterator[NDArray[np.float32]]:
+    async def __aiter__(self) -> AsyncIterator[R]:
         with self:
             while (future := self._next()) is not None:
-                yield self._rows(await awaited(future))
+                yield self._taken(await awaited(future))
 
-    def __enter__(self) -> "Stream[T]":
+    def __enter__(self) -> "Stream[T, R]":
         return self
 
     def __exit__(self, error: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
@@ -78,12 +79,17 @@ class Stream(Generic[T]):
             self._read += len(chunk)
         return self._queued.popleft() if self._queued else None
 
-    def _rows(self, output: Output) -> NDArray[np.float32]:
+    def _taken(self, output: Output) -> R:
         self._cuts += [Cut(self._done + cut.index, cut.full_length) for cut in output.cuts]
         self._done += len(output.rows)
         if self._bar is not None:
             self._bar.update(len(output.rows))
-        return output.rows
+        return self._convert(output.rows)
+
+
+def as_they_are(rows: Rows) -> Rows:
+    """The conversion that changes nothing."""
+    return rows
 
 
 async def awaited(future: "Future[R]") -> R:

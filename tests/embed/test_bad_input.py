@@ -146,7 +146,7 @@ def test_the_id_of_a_reranker(model):
         BgeEmbedder(model)
 
 
-@pytest.mark.parametrize("model", ["BAAI/bge-en-icl", "BAAI/BGE-VL-base", "BAAI/bge-multilingual-gemma2"])
+@pytest.mark.parametrize("model", ["BAAI/BGE-VL-base", "BAAI/BGE-VL-MLLM-S1", "BAAI/bge-visualized"])
 def test_an_id_that_this_version_cannot_run(model):
     with pytest.raises(UnsupportedModelError, match="not supported"):
         BgeEmbedder(model)

@@ -4,6 +4,7 @@ import gc
 import logging
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,8 +35,13 @@ def make_engine(request, text_tokenizer, torch_backend):
         engine.join(timeout=30)
 
 
-def rows(engine, texts, *, head=Dense(), max_length=64, **arguments):  # noqa: B008 - frozen
-    return engine.submit_texts(texts, head=head, max_length=max_length, **arguments).result(timeout=60).rows
+def submit(engine, texts, *, head=Dense(), max_length=64, prefix="", **arguments):  # noqa: B008 - frozen
+    encode = partial(engine.tokenizer.texts, max_length=max_length, prefix=prefix)
+    return engine.submit(texts, encode, head=head, **arguments)
+
+
+def rows(engine, texts, **arguments):
+    return submit(engine, texts, **arguments).result(timeout=60).rows
 
 
 def by_hand(folder, texts, max_length=64, dtype=None):
@@ -61,9 +67,9 @@ def test_a_prefix_is_part_of_every_text(bert_embedder, make_engine):
 
 def test_pairs(xlmr_reranker, make_engine):
     pairs = [*zip(TEXTS, reversed(TEXTS), strict=True)]
-    output = make_engine(xlmr_reranker).submit_pairs(
-        pairs, head=Logit(), max_length=300, query_max_length=200, prefixes=("Q: ", "P: ")
-    )
+    engine = make_engine(xlmr_reranker)
+    encode = partial(engine.tokenizer.pairs, max_length=300, query_max_length=200, prefixes=("Q: ", "P: "))
+    output = engine.submit(pairs, encode, head=Logit())
     tokenizer = AutoTokenizer.from_pretrained(xlmr_reranker)
     model = AutoModelForSequenceClassification.from_pretrained(xlmr_reranker)
     with torch.no_grad():
@@ -87,7 +93,7 @@ def test_stats(bert_embedder, make_engine):
     engine = make_engine(bert_embedder)
     tokenizer = AutoTokenizer.from_pretrained(bert_embedder)
     lengths = [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
-    output = engine.submit_texts(TEXTS, head=Dense(), max_length=48).result(timeout=60)
+    output = submit(engine, TEXTS, max_length=48).result(timeout=60)
     cut = [(index, length) for index, length in enumerate(lengths) if length > 48]
     assert [(one.index, one.full_length) for one in output.cuts] == cut
     assert 0 < len(cut) < len(TEXTS)
@@ -115,7 +121,8 @@ def test_a_lone_surrogate_fails_its_call_alone(bert_embedder, make_engine):
     engine = make_engine(bert_embedder)
     with pytest.raises(ValueError, match="Text 1 holds a lone surrogate"):
         rows(engine, ["fine", "b\udfffd"])
-    pairs = engine.submit_pairs([("q", "p"), ("q", "\ud800")], head=Dense(), max_length=9, query_max_length=5)
+    encode = partial(engine.tokenizer.pairs, max_length=9, query_max_length=5)
+    pairs = engine.submit([("q", "p"), ("q", "\ud800")], encode, head=Dense())
     with pytest.raises(ValueError, match="Text 1 holds a lone surrogate"):
         pairs.result(timeout=60)
     np.testing.assert_allclose(rows(engine, TEXTS), by_hand(bert_embedder, TEXTS), atol=1e-5, rtol=0)

@@ -2,10 +2,8 @@
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bge_integrations.inference.batch import TokenBatch
+from bge_integrations.inference.call import Rows
 from bge_integrations.inference.heads import Head
 
 
@@ -23,8 +21,8 @@ class Backend(Protocol):
     nbytes: int
     """Bytes of the weights on the device."""
 
-    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> NDArray[np.float32]:
-        """One forward: float32 (texts, width) rows in the order of the batch.
+    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows:
+        """One forward: rows in the order of the batch.
 
         Args:
             batch: The texts.

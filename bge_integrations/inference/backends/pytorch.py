@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from bge_integrations.inference.backends.base import DeviceMemoryError
+from bge_integrations.inference.backends.m3 import m3_rows
+from bge_integrations.inference.backends.pooling import dense_rows
 from bge_integrations.inference.batch import TokenBatch
-from bge_integrations.inference.heads import Dense, Head
-from bge_integrations.types import Pooling
+from bge_integrations.inference.call import Rows
+from bge_integrations.inference.heads import M3, Dense, Head, TokenLogit
 
 
 class ModuleBackend(ABC):
@@ -30,15 +32,16 @@ class ModuleBackend(ABC):
         self.nbytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
     @abstractmethod
-    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
-        """One forward of `model`: (texts, width) on the device."""
+    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows:
+        """One forward of `model`: (texts, width) on the device, or rows of objects."""
 
-    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> NDArray[np.float32]:
+    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows:
         """One forward; see `Backend.run`."""
         try:
             model = copy.deepcopy(self._model).float() if exact else self._model
             with torch.inference_mode():
-                return self.rows(model, batch, head).float().cpu().numpy()
+                rows = self.rows(model, batch, head)
+                return rows.float().cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         except torch.OutOfMemoryError as error:
             message = str(error)
         # Outside the handler, whose traceback would keep the forward's tensors alive.
@@ -54,82 +57,84 @@ class ModuleBackend(ABC):
 
 
 class TorchBackend(ModuleBackend):
-    """A transformers encoder, or encoder with a classification head.
+    """A transformers encoder, decoder, or either with a head.
 
     Args:
-        model: From `AutoModel` or `AutoModelForSequenceClassification`, on its device, attention chosen by `packed`.
-        packed: Run without padding; the model's attention must be `varlen.NAME`.
+        model: From one of transformers' auto classes, on its device, attention chosen by `packed`; bge-m3's own heads
+            are its modules `sparse_linear` and `colbert_linear`.
+        packed: Run without padding; the model's attention must be `varlen.NAME`. Decoders always do.
         engine: "packed" or "padded", with the reason.
+        unused: Tokens that have no sparse weight.
     """
 
-    def __init__(self, model: Any, *, packed: bool, engine: str) -> None:
+    def __init__(self, model: Any, *, packed: bool, engine: str, unused: tuple[int, ...] = ()) -> None:
         super().__init__(model, padded=not packed, engine=engine)
         self._pad_id = model.config.pad_token_id or 0
+        self._unused = unused
 
-    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
+    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows:
         """One forward, padded or packed."""
-        return self._padded(model, batch, head) if self.padded else self._packed(model, batch, head)
+        if self.padded and not isinstance(head, Dense | M3):
+            return cast("torch.Tensor", model(**self._padded_inputs(model, batch)).logits)
+        hidden = self._padded(model, batch) if self.padded else self._packed(model, batch)
+        if isinstance(head, Dense):
+            return dense_rows(hidden, batch, head)
+        if isinstance(head, M3):
+            return m3_rows(model, hidden, batch, head, self._unused)
+        ends = torch.from_numpy(batch.cu_seqlens).to(hidden.device)
+        if isinstance(head, TokenLogit):
+            return _token_logit(model, hidden[ends[1:] - 1], head.token)
+        return _classify(model, hidden[ends[:-1]])
 
-    def _padded(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
-        ids, mask, types = (self._tensor(model, part) for part in batch.padded(self._pad_id))
+    def _padded(self, model: Any, batch: TokenBatch) -> torch.Tensor:
+        """Hidden states of all texts end to end, (tokens, width)."""
+        hidden = model(**self._padded_inputs(model, batch)).last_hidden_state
+        real = np.flatnonzero(np.arange(batch.max_seqlen) < batch.lengths[:, None])
+        return cast("torch.Tensor", hidden.flatten(0, 1)[tensor(model, real)])
+
+    def _padded_inputs(self, model: Any, batch: TokenBatch) -> dict[str, torch.Tensor]:
+        ids, mask, types = batch.padded(self._pad_id)
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        out = model(**{name: value for name, value in inputs.items() if value is not None})
-        if not isinstance(head, Dense):
-            return cast("torch.Tensor", out.logits)
-        hidden = out.last_hidden_state
-        if head.pooling is Pooling.CLS:
-            pooled = hidden[:, 0]
-        elif head.pooling is Pooling.MEAN:
-            weights = mask.unsqueeze(-1).to(torch.float32)
-            pooled = (hidden.float() * weights).sum(1) / weights.sum(1)
-        else:
-            pooled = hidden[torch.arange(len(batch)), torch.as_tensor(batch.lengths - 1)]
-        return finish(pooled, head)
+        return {name: tensor(model, value) for name, value in inputs.items() if value is not None}
 
-    def _packed(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
-        base = model.base_model
-        cu_seqlens = torch.as_tensor(batch.cu_seqlens, dtype=torch.int32).to(model.device, non_blocking=True)
+    def _packed(self, model: Any, batch: TokenBatch) -> torch.Tensor:
+        """Hidden states of all texts end to end, (tokens, width)."""
         inputs: dict[str, Any] = {
-            "input_ids": self._tensor(model, batch.ids[None]),
-            "position_ids": self._tensor(model, self._positions(model, batch)[None]),
-            "cu_seqlens": cu_seqlens,
-            "seqlens": batch.lengths.tolist(),
+            "input_ids": tensor(model, batch.ids[None]),
+            "position_ids": tensor(model, positions(model.config.model_type, batch, self._pad_id)[None]),
+            **boundaries(model, batch),
         }
-        if batch.types is not None:
-            inputs["token_type_ids"] = self._tensor(model, batch.types[None])
-        hidden = base(attention_mask=None, **inputs).last_hidden_state[0]
-        first = hidden[cu_seqlens[:-1].long()]
-        if not isinstance(head, Dense):
-            return _classify(model, first)
-        if head.pooling is Pooling.CLS:
-            pooled = first
-        elif head.pooling is Pooling.MEAN:
-            lengths = torch.as_tensor(batch.lengths).to(model.device)
-            pooled = torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
-        else:
-            pooled = hidden[cu_seqlens[1:].long() - 1]
-        return finish(pooled, head)
-
-    def _positions(self, model: Any, batch: TokenBatch) -> NDArray[np.int64]:
-        """Position of every token in its text, as the architecture counts them."""
-        starts = np.repeat(batch.cu_seqlens[:-1], batch.lengths)
-        if model.config.model_type == "bert":
-            return np.arange(len(batch.ids)) - starts
-        # RoBERTa counts the tokens that are not padding from pad_id + 1; a literal "<pad>" in a text stays at pad_id.
-        real = (batch.ids != self._pad_id).astype(np.int64)
-        before = np.concatenate([[0], np.cumsum(real)])
-        positions: NDArray[np.int64] = (before[1:] - before[starts]) * real + self._pad_id
-        return positions
-
-    @staticmethod
-    def _tensor(model: Any, array: NDArray[np.int64] | None) -> Any:
-        return None if array is None else torch.from_numpy(array).to(model.device, non_blocking=True)
+        if model.config.model_type not in (*ROBERTA, "bert"):
+            inputs["use_cache"] = False
+        elif batch.types is not None:
+            inputs["token_type_ids"] = tensor(model, batch.types[None])
+        return cast("torch.Tensor", model.base_model(attention_mask=None, **inputs).last_hidden_state[0])
 
 
-def finish(pooled: torch.Tensor, head: Dense) -> torch.Tensor:
-    """Cuts and normalises pooled vectors, in float32."""
-    vectors = pooled.float()[:, : head.dim]
-    return torch.nn.functional.normalize(vectors, dim=-1) if head.normalize else vectors
+ROBERTA = ("xlm-roberta",)
+
+
+def positions(model_type: str, batch: TokenBatch, pad_id: int) -> NDArray[np.int64]:
+    """Position of every token in its text, as the architecture counts them."""
+    starts = np.repeat(batch.cu_seqlens[:-1], batch.lengths)
+    if model_type not in ROBERTA:
+        return np.arange(len(batch.ids)) - starts
+    # RoBERTa counts the tokens that are not padding from pad_id + 1; a literal "<pad>" in a text stays at pad_id.
+    real = (batch.ids != pad_id).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(real)])
+    counted: NDArray[np.int64] = (before[1:] - before[starts]) * real + pad_id
+    return counted
+
+
+def boundaries(model: Any, batch: TokenBatch) -> dict[str, Any]:
+    """What `varlen_attention` needs to know of where each text begins."""
+    cu_seqlens = torch.as_tensor(batch.cu_seqlens, dtype=torch.int32).to(model.device, non_blocking=True)
+    return {"cu_seqlens": cu_seqlens, "seqlens": batch.lengths.tolist()}
+
+
+def tensor(model: Any, array: NDArray[np.int64]) -> torch.Tensor:
+    """The array on the model's device."""
+    return torch.from_numpy(array).to(model.device, non_blocking=True)
 
 
 def _classify(model: Any, first: torch.Tensor) -> torch.Tensor:
@@ -139,3 +144,14 @@ def _classify(model: Any, first: torch.Tensor) -> torch.Tensor:
     else:
         logits = model.classifier(first[:, None])
     return cast("torch.Tensor", logits)
+
+
+def _token_logit(model: Any, last: torch.Tensor, token: int) -> torch.Tensor:
+    """One token's logit from each text's last hidden state, through the model's own output embedding."""
+    logits = (last @ model.get_output_embeddings().weight[token])[:, None]
+    return softcapped(logits, getattr(model.config, "final_logit_softcapping", None))
+
+
+def softcapped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Gemma 2's bound on its logits."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from bge_integrations.inference.backends.pytorch import ModuleBackend, finish
+from bge_integrations.inference.backends.pooling import finish
+from bge_integrations.inference.backends.pytorch import ModuleBackend
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Dense, Head
 

@@ -4,6 +4,7 @@ Registered with transformers as an attention function, so its own model classes 
 begins travels with every forward as `cu_seqlens`, never as a global.
 """
 
+import functools
 import inspect
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ def varlen_attention(
     if softcap is not None:
         raise NotImplementedError("Packed attention has no softcap; run this model padded.")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    if query.is_cuda and query.dtype != torch.float32:  # the kernel has no float32, which exact rows are computed in
+    if query.is_cuda and not _refused(str(query.device), str(query.dtype).removeprefix("torch."), query.shape[-1]):
         return _kernel(query, key, value, scaling, cu_seqlens, max(seqlens), sliding_window, causal), None
     return _per_text(query, key, value, scaling, seqlens, sliding_window, causal), None
 
@@ -74,6 +75,9 @@ def kernel_refusal(device: str, dtype: str, head_size: int) -> str:
     return (
         f"torch {torch.__version__}'s variable-length kernel takes no {', '.join(sorted(missing))}" if missing else ""
     )
+
+
+_refused = functools.cache(kernel_refusal)
 
 
 def _kernel(

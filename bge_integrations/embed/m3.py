@@ -1,0 +1,221 @@
+"""bge-m3: dense, sparse and token vectors from one forward, and the scores that they give."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_integrations.embed.base import Embedder
+from bge_integrations.embed.recipe import Recipe
+from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
+from bge_integrations.inference.call import Rows
+from bge_integrations.inference.heads import M3, Dense, Head
+from bge_integrations.inference.inputs import checked_pairs
+from bge_integrations.runtime.cache import ModelCache
+from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.user import BackendName, OnTruncate
+from bge_integrations.types import M3Embeddings, SparseEmbedding
+
+OUTPUTS = ("dense", "sparse", "colbert")
+SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
+SCORED_AT_ONCE = 256  # pairs: the token vectors of a thousand passages of 512 tokens take 2 GB
+
+Pair = tuple[str, str]
+
+
+class BgeM3Embedder(Embedder[M3Embeddings]):
+    """bge-m3 with all its outputs; one forward gives those asked for, the others are neither computed nor moved.
+
+    A call gives one `M3Embeddings` for its texts. Uses the same copy of the weights as a `BgeEmbedder` of the model.
+    https://arxiv.org/abs/2402.03216
+
+    Args:
+        model: "BAAI/bge-m3", or the id or folder of a fine-tune with its heads (`sparse_linear.pt`,
+            `colbert_linear.pt`).
+        outputs: Which of "dense", "sparse" and "colbert".
+
+    The other arguments are those of `BgeEmbedder`; bge-m3 takes no instruction.
+
+    Raises:
+        UnsupportedModelError: A model that has no such outputs.
+        MissingWeightsError: At first use, the folder lacks a head that is asked for.
+        ValueError: `outputs` is empty or names something else.
+
+    Example:
+        >>> embedder = BgeM3Embedder("BAAI/bge-m3", outputs=("dense", "sparse"))
+        >>> embedder.dim
+        1024
+    """
+
+    def __init__(
+        self,
+        model: str = "BAAI/bge-m3",
+        *,
+        outputs: Iterable[str] = OUTPUTS,
+        query_instruction: str | None = None,
+        document_instruction: str = "",
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        on_truncate: OnTruncate = "warn",
+        backend: BackendName = "auto",
+        device: object = None,
+        dtype: object = None,
+        revision: str | None = None,
+        max_batch_tokens: int | None = None,
+        like: str | None = None,
+        cache: ModelCache | None = None,
+        cache_folder: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(
+            model, query_instruction=query_instruction, document_instruction=document_instruction, task=None,
+            examples=None, normalize=normalize, max_length=max_length, truncate_dim=None, on_truncate=on_truncate,
+            backend=backend, device=device, dtype=dtype, revision=revision, max_batch_tokens=max_batch_tokens,
+            like=like, cache=cache, cache_folder=cache_folder, token=token, local_files_only=local_files_only,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        self.outputs = self._checked_outputs(outputs)
+
+    def with_outputs(self, *outputs: str) -> "BgeM3Embedder":
+        """The same with other outputs."""
+        other = copy.copy(self)
+        other.outputs = self._checked_outputs(outputs)
+        return other
+
+    def score(self, pairs: Iterable[Pair], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> dict[str, list[float]]:
+        """Scores (query, passage) pairs in every way that bge-m3 has.
+
+        Args:
+            pairs: Two strings each.
+            weights: Of dense, sparse and colbert in the sums.
+
+        Returns:
+            Lists of one float a pair, by the reference's names: "dense" (inner product), "sparse" (`sparse_score`),
+            "colbert" (`maxsim`), "sparse+dense" and "colbert+sparse+dense" (weighted means).
+
+        Raises:
+            TypeError: Something that is not a pair of strings, with its index.
+            ValueError: `weights` are not three numbers, or those of dense and sparse sum to 0.
+        """
+        everything, scores = self.with_outputs(*OUTPUTS), _Scores(weights)
+        for chunk in _chunks(checked_pairs(pairs)):
+            queries, passages = _sides(chunk)
+            scores.add(chunk, everything.encode_queries(queries), everything.encode_documents(passages))
+        return scores.lists
+
+    async def ascore(self, pairs: Iterable[Pair], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> dict[str, list[float]]:
+        """As `score`, without blocking the event loop."""
+        everything, scores = self.with_outputs(*OUTPUTS), _Scores(weights)
+        for chunk in _chunks(checked_pairs(pairs)):
+            queries, passages = _sides(chunk)
+            scores.add(chunk, await everything.aencode_queries(queries), await everything.aencode_documents(passages))
+        return scores.lists
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        return self.outputs
+
+    def _head(self, dense: Dense) -> Head:
+        return dense if self.outputs == ("dense",) else M3(self.outputs, dense)
+
+    def _result(self, rows: Rows) -> M3Embeddings:
+        if self.outputs == ("dense",):
+            return M3Embeddings(rows, None, None)
+        columns: dict[str, Any] = {output: list(rows[:, column]) for column, output in enumerate(self.outputs)}
+        dense = np.stack(columns["dense"]) if "dense" in columns else None
+        return M3Embeddings(dense, columns.get("sparse"), columns.get("colbert"))
+
+    def _no_result(self) -> M3Embeddings:
+        wanted: dict[str, Any] = {"dense": np.empty((0, self.dim), dtype=np.float32), "sparse": [], "colbert": []}
+        return M3Embeddings(*(wanted[output] if output in self.outputs else None for output in OUTPUTS))
+
+    def _recipe(self, resolved: Resolved) -> Recipe:
+        heads = resolved.folder.heads
+        if lacking := [name for name in self.outputs if name != "dense" and name not in heads]:
+            raise MissingWeightsError(
+                f"{resolved.folder.root} lacks {', '.join(f'{name}_linear.pt' for name in lacking)}, so {self.model} "
+                f"cannot give its {' and '.join(lacking)} output: heads are never made up. Download the files, or "
+                "leave it out of outputs=."
+            )
+        if self.outputs != ("dense",) and resolved.key.backend == "sentence_transformers":
+            raise ValueError('backend="sentence_transformers" gives dense vectors only. Use backend="auto".')
+        return super()._recipe(resolved)
+
+    def _checked_outputs(self, outputs: Iterable[str]) -> tuple[str, ...]:
+        """The outputs in one order, each once, so that calls for the same ones share a batch."""
+        wanted = {outputs} if isinstance(outputs, str) else set(outputs)
+        if not wanted or not wanted <= set(OUTPUTS):
+            raise ValueError(f"outputs={outputs!r} must name one or more of {', '.join(OUTPUTS)}.")
+        if self._row and (lacking := wanted - set(self._row.outputs)):
+            raise UnsupportedModelError(
+                f"{self.model} gives {' and '.join(self._row.outputs)} vectors, not {' and '.join(sorted(lacking))}. "
+                'BAAI/bge-m3 gives all three; for a fine-tune of it pass like="BAAI/bge-m3".'
+            )
+        return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def sparse_score(query: SparseEmbedding, document: SparseEmbedding) -> float:
+    """The sum, over the tokens that both have, of the product of their weights."""
+    _, of_query, of_document = np.intersect1d(query.indices, document.indices, assume_unique=True, return_indices=True)
+    return float(query.values[of_query] @ document.values[of_document])
+
+
+def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
+    """The mean, over a query's token vectors, of the best inner product with one of a document's.
+
+    Args:
+        query: (tokens, dim).
+        document: (tokens, dim).
+    """
+    return float((query @ document.T).max(axis=1).mean())
+
+
+def single_scores(
+    queries: M3Embeddings, query: int, passages: M3Embeddings, passage: int
+) -> tuple[float, float, float]:
+    """Dense, sparse and colbert score of one query and one passage, by their rows; 0 for an output that is missing."""
+    dense = sparse = colbert = 0.0
+    if queries.dense is not None and passages.dense is not None:
+        dense = float(queries.dense[query] @ passages.dense[passage])
+    if queries.sparse is not None and passages.sparse is not None:
+        sparse = sparse_score(queries.sparse[query], passages.sparse[passage])
+    if queries.colbert is not None and passages.colbert is not None:
+        colbert = maxsim(queries.colbert[query], passages.colbert[passage])
+    return dense, sparse, colbert
+
+
+class _Scores:
+    """The lists that `BgeM3Embedder.score` gives, as they grow."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._weights = tuple(float(weight) for weight in weights)
+        if len(self._weights) != 3 or not sum(self._weights[:2]) or not sum(self._weights):
+            raise ValueError(
+                f"weights={weights!r} must be three numbers, for dense, sparse and colbert, and neither all three nor "
+                "the first two may sum to 0."
+            )
+        self.lists: dict[str, list[float]] = {name: [] for name in SCORES}
+
+    def add(self, pairs: list[Pair], of_queries: M3Embeddings, of_passages: M3Embeddings) -> None:
+        queries, passages = ({text: row for row, text in enumerate(side)} for side in _sides(pairs))
+        of_dense, of_sparse, of_colbert = self._weights
+        for query, passage in pairs:
+            dense, sparse, colbert = single_scores(of_queries, queries[query], of_passages, passages[passage])
+            two = of_dense * dense + of_sparse * sparse
+            three = two + of_colbert * colbert
+            values = (colbert, sparse, dense, two / (of_dense + of_sparse), three / sum(self._weights))
+            for name, value in zip(SCORES, values, strict=True):
+                self.lists[name].append(value)
+
+
+def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    return (pairs[start : start + SCORED_AT_ONCE] for start in range(0, len(pairs), SCORED_AT_ONCE))
+
+
+def _sides(pairs: list[Pair]) -> tuple[list[str], list[str]]:
+    """Queries and passages, each once."""
+    return list(dict.fromkeys(query for query, _ in pairs)), list(dict.fromkeys(passage for _, passage in pairs))

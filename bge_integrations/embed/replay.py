@@ -1,0 +1,82 @@
+"""Vectors computed beforehand, handed to a LangChain store through its own public methods.
+
+Such a store takes texts and asks its embeddings for the vectors. Where one forward gives more than dense vectors, the
+dense ones are there already: a copy of the store asks these embeddings instead, which only look up.
+"""
+
+import copy
+from abc import ABCMeta
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from bge_integrations.embed.lists import to_lists
+from bge_integrations.types import M3Embeddings
+
+Store = TypeVar("Store")
+
+
+class Replay:
+    """Embeddings, as LangChain's stores use them, that know the vectors of a few texts.
+
+    Args:
+        texts: What a store is going to ask for.
+        embeddings: Of these texts, with their dense vectors.
+    """
+
+    def __init__(self, texts: Sequence[str], embeddings: M3Embeddings) -> None:
+        if embeddings.dense is None:
+            raise ValueError("There are no dense vectors to hand to a store.")
+        self._vectors = dict(zip(texts, to_lists(embeddings.dense), strict=True))
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a text.
+
+        Raises:
+            LookupError: The vector of this text was not given.
+        """
+        if text not in self._vectors:
+            raise LookupError(f"The store wants the vector of a text that it was not given: {text!r:.80}.")
+        return self._vectors[text]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """The vectors of texts."""
+        return [self.embed_query(text) for text in texts]
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """As `embed_query`."""
+        return self.embed_query(text)
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """As `embed_documents`."""
+        return self.embed_documents(texts)
+
+
+@contextmanager
+def replaying(store: Store, embeddings: Replay) -> Iterator[Store]:
+    """Give a shallow copy of a store with other embeddings; meanwhile other threads use the store as before.
+
+    Args:
+        store: A LangChain vector store that holds its embeddings in an attribute, as nearly all do.
+        embeddings: The vectors that the copy is going to ask for.
+
+    Raises:
+        TypeError: The store's embeddings cannot be found among its attributes.
+    """
+    own: Any = getattr(store, "embeddings", None)
+    held = [name for name, value in vars(store).items() if value is own and own is not None]
+    if not held:
+        raise TypeError(
+            f"{type(store).__name__} does not keep its embeddings in an attribute of its own, so it cannot be given "
+            "vectors. Take another store, such as Chroma, FAISS, Qdrant or InMemoryVectorStore, made with embeddings."
+        )
+    for base in type(own).__mro__:
+        if base.__name__ == "Embeddings" and isinstance(base, ABCMeta):
+            base.register(type(embeddings))  # FAISS's store takes nothing else
+    double = copy.copy(store)
+    vars(double).update(dict.fromkeys(held, embeddings))
+    before = dict(vars(double))
+    try:
+        yield double
+    finally:  # what the copy's methods have bound anew, such as a matrix that has grown
+        vars(store).update({name: value for name, value in vars(double).items() if value is not before.get(name)})

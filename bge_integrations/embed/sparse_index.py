@@ -1,0 +1,257 @@
+"""Sparse vectors of documents, searched exactly and kept in one file."""
+
+import hashlib
+import json
+import os
+import threading
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_integrations.errors import FingerprintMismatchError
+from bge_integrations.types import SparseEmbedding
+
+_SPARE_ROWS = 1024
+"""Rows of deleted documents that are kept in any case, so that small indexes are not made anew at each change."""
+
+_UNKNOWN = 0
+"""The digest of a text that was not given."""
+
+
+@dataclass(slots=True)
+class _Postings:
+    """The documents that hold one token, by row, and how much it weighs there."""
+
+    rows: "array[int]" = field(default_factory=lambda: array("I"))
+    values: "array[float]" = field(default_factory=lambda: array("f"))
+
+    @classmethod
+    def of(cls, rows: NDArray[np.integer[Any]], values: NDArray[np.float32]) -> Self:
+        """From arrays of numpy's."""
+        return cls(array("I", rows.astype(np.uint32).tobytes()), array("f", values.tobytes()))
+
+
+class SparseIndex:
+    """Sparse vectors of documents by id, searched exactly by inner product.
+
+    It is data: it grows with `add`, lives in memory, and is kept by `save` and `load`. Any number of threads may use
+    it. It stands beside a vector store that keeps the texts and the dense vectors under the same ids.
+
+    Args:
+        fingerprint: Of the model that fills it, `embedder.with_outputs("sparse").fingerprint`; None until one is given
+            to `add`.
+
+    Example:
+        ```python
+        index = SparseIndex()
+        index.add(["a", "b"], embedder.encode_documents(["Pandas eat bamboo.", "Paris is a city."]).sparse)
+        index.search(embedder.encode_queries(["what do pandas eat?"]).sparse[0], k=1)  # [("a", 0.27)]
+        index.save("notes.sparse.npz")
+        ```
+    """
+
+    def __init__(self, fingerprint: str | None = None) -> None:
+        self.fingerprint = fingerprint
+        self._ids: list[str] = []
+        self._rows: dict[str, int] = {}
+        self._alive = array("B")
+        self._digests = array("Q")
+        self._postings: defaultdict[int, _Postings] = defaultdict(_Postings)
+        self._lock = threading.RLock()
+
+    def add(
+        self,
+        ids: Sequence[str],
+        embeddings: Sequence[SparseEmbedding],
+        fingerprint: str | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        """Add documents, or replace those whose ids are there.
+
+        Args:
+            ids: One a document; of an id that comes twice the last counts.
+            embeddings: Their sparse vectors.
+            fingerprint: Of the model that made them; the first one given is kept.
+            texts: What they were made of, for `holds` to tell whether a text has changed; only hashes are kept.
+
+        Raises:
+            ValueError: Not as many ids or texts as embeddings.
+            FingerprintMismatchError: Another model has filled the index; nothing is added.
+        """
+        if len(ids) != len(embeddings):
+            raise ValueError(f"{len(ids)} ids for {len(embeddings)} embeddings: give each embedding one id.")
+        digests = [_UNKNOWN] * len(ids) if texts is None else [_digest(text) for text in texts]
+        if len(digests) != len(ids):
+            raise ValueError(f"{len(digests)} texts for {len(ids)} ids: give each id its text, or none at all.")
+        with self._lock:
+            self.check_fingerprint(fingerprint)
+            self.fingerprint = self.fingerprint or fingerprint
+            latest = dict(zip(ids, zip(embeddings, digests, strict=True), strict=True))
+            self.delete(latest)
+            for document_id, (embedding, digest) in latest.items():
+                row = self._rows[document_id] = len(self._ids)
+                self._ids.append(document_id)
+                self._alive.append(1)
+                self._digests.append(digest)
+                for token, value in zip(embedding.indices.tolist(), embedding.values.tolist(), strict=True):
+                    postings = self._postings[token]
+                    postings.rows.append(row)
+                    postings.values.append(value)
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Delete documents; ids that are not there are passed over."""
+        with self._lock:
+            for document_id in ids:
+                row = self._rows.pop(document_id, None)
+                if row is not None:
+                    self._alive[row] = 0
+            if len(self._ids) > 2 * len(self._rows) + _SPARE_ROWS:
+                self._compact()
+
+    def search(self, query: SparseEmbedding, k: int) -> list[tuple[str, float]]:
+        """Find the documents with the highest inner product.
+
+        Args:
+            query: Any sparse vector of the same model.
+            k: Most documents to give.
+
+        Returns:
+            (id, score) pairs, best first, equals in the order in which they were added; only scores over 0.
+
+        Raises:
+            ValueError: `k` under 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k} asks for nothing. Give 1 or more.")
+        with self._lock:
+            scores = np.zeros(len(self._ids))
+            for token, weight in zip(query.indices.tolist(), query.values.tolist(), strict=True):
+                if token in self._postings:
+                    postings = self._postings[token]
+                    scores[np.array(postings.rows)] += weight * np.array(postings.values, dtype=np.float64)
+            scores *= np.array(self._alive)
+            return [(self._ids[row], float(scores[row])) for row in _best(scores, k)]
+
+    def holds(self, document_id: str, text: str) -> bool:
+        """Whether a document is there and, as far as is known, was added with this text."""
+        with self._lock:
+            row = self._rows.get(document_id)
+            return row is not None and self._digests[row] in (_UNKNOWN, _digest(text))
+
+    def check_fingerprint(self, fingerprint: str | None) -> None:
+        """Refuse to be used with another model than the one that filled the index.
+
+        Raises:
+            FingerprintMismatchError: Both fingerprints are known and differ.
+        """
+        if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
+            raise FingerprintMismatchError(
+                f"This sparse index was filled by a model with the fingerprint {self.fingerprint}; the model given has "
+                f"{fingerprint}. Use the model that filled it, or fill a new index."
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, document_id: object) -> bool:
+        return document_id in self._rows
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one `.npz` file, whole or not at all: a file that is there stays until the new one is complete."""
+        path = Path(path)
+        new = path.with_name(f"{path.name}.{uuid4().hex}")
+        try:
+            with new.open("xb") as file:
+                np.savez(file, **self._to_arrays())
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote; nothing is unpickled.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not one of a SparseIndex.
+        """
+        try:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls._from_arrays(arrays)
+        except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{os.fspath(path)!r} is not the file of a SparseIndex: {error}.") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._to_arrays()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(self._from_arrays(state).__dict__)
+
+    def _to_arrays(self) -> dict[str, Any]:
+        with self._lock:
+            self._compact()
+            header = json.dumps({"fingerprint": self.fingerprint, "ids": self._ids}).encode()
+            postings = self._postings.values()
+            return {
+                "header": np.frombuffer(header, dtype=np.uint8),
+                "tokens": np.array(list(self._postings), dtype=np.int64),
+                "counts": np.array([len(posting.rows) for posting in postings], dtype=np.int64),
+                "digests": np.array(self._digests),
+                "rows": np.frombuffer(b"".join(posting.rows.tobytes() for posting in postings), dtype=np.uint32),
+                "values": np.frombuffer(b"".join(posting.values.tobytes() for posting in postings), dtype=np.float32),
+            }
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        header = json.loads(arrays["header"].tobytes())
+        index = cls(header["fingerprint"])
+        index._ids = header["ids"]
+        index._rows = {document_id: row for row, document_id in enumerate(index._ids)}
+        index._alive = array("B", [1]) * len(index._ids)
+        index._digests = array("Q", arrays["digests"].tobytes())
+        ends = np.cumsum(arrays["counts"])[:-1]
+        rows, values = np.split(arrays["rows"], ends), np.split(arrays["values"], ends)
+        for token, token_rows, token_values in zip(arrays["tokens"].tolist(), rows, values, strict=False):
+            index._postings[token] = _Postings.of(token_rows, token_values)
+        return index
+
+    def _compact(self) -> None:
+        """Leave out the rows of deleted documents."""
+        if len(self._ids) == len(self._rows):
+            return
+        alive = np.array(self._alive, dtype=np.bool_)
+        renumbered = np.cumsum(alive) - 1
+        for token, postings in list(self._postings.items()):
+            rows = np.array(postings.rows)
+            kept = alive[rows]
+            if kept.any():
+                self._postings[token] = _Postings.of(renumbered[rows[kept]], np.array(postings.values)[kept])
+            else:
+                del self._postings[token]
+        self._ids = [document_id for document_id, lives in zip(self._ids, self._alive, strict=True) if lives]
+        self._rows = {document_id: row for row, document_id in enumerate(self._ids)}
+        self._digests = array("Q", np.array(self._digests)[alive].tobytes())
+        self._alive = array("B", [1]) * len(self._ids)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()) or 1
+
+
+def _best(scores: NDArray[np.float64], k: int) -> list[int]:
+    """The rows of the k highest scores over 0, best first, equals in order."""
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) > k:
+        rows = rows[scores[rows] >= np.partition(scores[rows], -k)[-k]]
+    best: list[int] = rows[np.argsort(-scores[rows], kind="stable")][:k].tolist()
+    return best
