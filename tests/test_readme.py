@@ -18,6 +18,7 @@ REVISION = "0" * 40
 def test_python_blocks_run_in_order(tmp_path):
     hub = tmp_path / "hub"
     tiny.make_bert_embedder(_snapshot(hub, "BAAI/bge-base-en-v1.5"))
+    tiny.make_m3(_snapshot(hub, "BAAI/bge-m3"))
     tiny.make_xlmr_reranker(_snapshot(hub, "BAAI/bge-reranker-v2-m3"))
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     script = tmp_path / "readme.py"

@@ -32,6 +32,8 @@ class BgeEmbeddings(ModelFields, Embeddings):
     """Text before every document."""
     task: str | None = None
     """Name of one of the model's published tasks, which brings its instructions."""
+    examples: list[dict[str, str]] | None = None
+    """Few-shot examples before every query, for models trained with some: "query", "response" and "instruct" each."""
     normalize: bool | None = None
     """Give vectors length one; None = as the catalogue, else the model's files say."""
     truncate_dim: int | None = None

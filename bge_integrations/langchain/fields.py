@@ -15,6 +15,9 @@ def _torch_name(value: object) -> object:
 TorchName = Annotated[str | None, BeforeValidator(_torch_name)]
 """The name of a torch device or dtype; torch's own objects are taken too."""
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""What one of several scores counts."""
+
 
 class CoreModel(BaseModel):
     """A pydantic model in front of one object of the core; unknown arguments are refused."""

@@ -88,14 +88,14 @@ class BgeRerank(RerankerFields, BaseDocumentCompressor):
             At most `top_n` copies, best first, equals in the order given, each with its score as the float
             `relevance_score` in its metadata; [] for [].
         """
-        results = self.reranker.rerank(query, _texts(documents), top_n=self.top_n)
+        results = self.reranker.rerank(query, texts_of(documents), top_n=self.top_n)
         return self._copies(documents, results)
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """Rerank documents; as `compress_documents`, off the event loop."""
-        results = await self.reranker.arerank(query, _texts(documents), top_n=self.top_n)
+        results = await self.reranker.arerank(query, texts_of(documents), top_n=self.top_n)
         return self._copies(documents, results)
 
     def _copies(self, documents: Sequence[Document], results: list[RerankResult]) -> list[Document]:
@@ -139,5 +139,6 @@ def with_metadata(document: Document, **metadata: Any) -> Document:
     return document.model_copy(update={"metadata": {**document.metadata, **metadata}})
 
 
-def _texts(documents: Sequence[Document]) -> list[str]:
+def texts_of(documents: Sequence[Document]) -> list[str]:
+    """What a model reads of documents."""
     return [document.page_content for document in documents]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from functools import cache
 from inspect import signature
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from llama_index.core.bridge.pydantic import (
     BeforeValidator,
@@ -16,6 +17,8 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.schema import BaseComponent
 
 from bge_integrations.runtime.cache import ModelCache
+
+_FOLDER_STATE = "folder_state"
 
 
 def _torch_name(value: object) -> object:
@@ -92,6 +95,29 @@ class BgeComponent(BaseComponent):
         if self._built is None or self._built[0] != arguments:
             self._built = (arguments, self._core_type(**arguments))
         return self._built[1]
+
+
+class BgeEmbeddingComponent(BgeComponent):
+    """What embedding models share besides: the model's name and what goes before documents."""
+
+    model_name: str
+    """Id of the model on the Hugging Face hub, or a folder that holds it."""
+    document_instruction: str = ""
+    """Text before every document."""
+
+    _model_field: ClassVar[str] = "model_name"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """As the framework's; for a local folder also the state of its files, which an ingestion cache has to see."""
+        dumped = super().to_dict(**kwargs)
+        if Path(self.model_name).is_dir():
+            dumped[_FOLDER_STATE] = self._core().describe()["revision"]
+        return dumped
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Make an object from what `to_dict` gave."""
+        return super().from_dict({key: value for key, value in data.items() if key != _FOLDER_STATE}, **kwargs)
 
 
 @cache

@@ -2,26 +2,19 @@
 
 import asyncio
 from copy import copy
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.storage.kvstore.types import BaseKVStore
-from llama_index.core.utils import get_tqdm_iterable
 
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.lists import ato_lists, to_lists
-from bge_integrations.llama_index.component import BgeComponent
-
-_ASYNC_BATCH = 256
-"""Texts a batch: the framework validates its vectors on the event loop, 3 ms for this many of 1,024 numbers."""
-_ASYNC_BATCHES = 8
-"""Batches under way at a time, so that the engine has enough to choose from."""
-_FOLDER_STATE = "folder_state"
+from bge_integrations.llama_index.batches import in_batches
+from bge_integrations.llama_index.component import BgeEmbeddingComponent
 
 
-class BgeEmbedding(BgeComponent, BaseEmbedding):
+class BgeEmbedding(BgeEmbeddingComponent, BaseEmbedding):
     """BGE and other sentence-transformers models as an embedding model.
 
     Construction is cheap; the weights load at first use, once for every object of the process that uses the model.
@@ -38,40 +31,25 @@ class BgeEmbedding(BgeComponent, BaseEmbedding):
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 
-    model_name: str
-    """Id of the model on the Hugging Face hub, or a folder that holds it."""
     embed_batch_size: int = Field(default=2048, gt=0, le=2048)
     """Texts given to the engine at once; the engine cuts its own batches by tokens."""
     embeddings_cache: Any = Field(default=None, exclude=True)
     """Key-value store for vectors; the keys hold role, fingerprint and text."""
-    document_instruction: str = ""
-    """Text before every document."""
     task: str | None = None
     """Name of one of the model's published tasks, which brings its instructions."""
+    examples: list[dict[str, str]] | None = None
+    """Solved examples before every query, for models trained with some: "query", "response" and "instruct" each."""
     normalize: bool | None = None
     """Give vectors length one; None = as the catalogue, else the model's files say."""
     truncate_dim: int | None = None
     """Keep only so many leading dimensions of each vector; None = all."""
 
     _core_type: ClassVar[type] = BgeEmbedder
-    _model_field: ClassVar[str] = "model_name"
 
     @classmethod
     def class_name(cls) -> str:
         """The name under which the framework stores this class."""
         return "BgeEmbedding"
-
-    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """As the framework's; for a local folder also the state of its files, which an ingestion cache has to see."""
-        dumped = super().to_dict(**kwargs)
-        if Path(self.model_name).is_dir():
-            dumped[_FOLDER_STATE] = self.embedder.describe()["revision"]
-        return dumped
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """Make an object from what `to_dict` gave."""
-        return super().from_dict({key: value for key, value in data.items() if key != _FOLDER_STATE}, **kwargs)
 
     @property
     def embedder(self) -> BgeEmbedder:
@@ -128,21 +106,11 @@ class BgeEmbedding(BgeComponent, BaseEmbedding):
         The framework's own method reports the ends of all batches in one go, which holds the event loop for long.
         """
         keyed = await self._akeyed("document")
-        size = min(self.embed_batch_size, _ASYNC_BATCH)
-        free = asyncio.Semaphore(self.num_workers or _ASYNC_BATCHES)
 
         async def embed(batch: list[str]) -> list[Embedding]:
-            async with free:
-                return await BaseEmbedding.aget_text_embedding_batch(keyed, batch, **kwargs)
+            return await BaseEmbedding.aget_text_embedding_batch(keyed, batch, **kwargs)
 
-        tasks = [asyncio.create_task(embed(texts[start : start + size])) for start in range(0, len(texts), size)]
-        try:
-            progress = get_tqdm_iterable(tasks, show_progress, "Generating embeddings")
-            return [vector for task in progress for vector in await task]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await in_batches(embed, texts, self.embed_batch_size, self.num_workers, show_progress)
 
     def _keyed(self, role: Literal["query", "document"]) -> Self:
         if self.embeddings_cache is None:

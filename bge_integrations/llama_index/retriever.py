@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from bge_integrations.embed.collection import check_fingerprint, read_fingerprint
 from bge_integrations.llama_index.embedding import BgeEmbedding
-from bge_integrations.llama_index.rerank import BgeRerank
+from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
 
 _FETCH_K = 50
 
@@ -34,7 +34,7 @@ class RerankingRetriever(BaseRetriever):
         vector_store: A filled vector store, queried with `Settings.embed_model`, as the framework does for a bare one.
         retriever: A `VectorIndexRetriever` is copied and asked for `fetch_k` of them;
             any other decides itself how many it gives.
-        reranker: Scores the candidates.
+        reranker: A `BgeRerank` or a `BgeM3Rerank`; scores the candidates.
         fetch_k: How many candidates to retrieve (default 50).
         top_n: How many nodes to return; None for what the reranker says.
         filters: Metadata that candidates must have; not with `retriever`.
@@ -48,7 +48,7 @@ class RerankingRetriever(BaseRetriever):
     def __init__(
         self,
         *,
-        reranker: BgeRerank,
+        reranker: BgeNodePostprocessor,
         index: VectorStoreIndex | None = None,
         vector_store: BasePydanticVectorStore | None = None,
         retriever: BaseRetriever | None = None,
@@ -58,8 +58,8 @@ class RerankingRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager)
-        if not isinstance(reranker, BgeRerank):
-            raise TypeError(f"reranker must be a BgeRerank, not {type(reranker).__name__}.")
+        if not isinstance(reranker, BgeNodePostprocessor):
+            raise TypeError(f"reranker must be a BgeRerank or a BgeM3Rerank, not {type(reranker).__name__}.")
         if top_n is not None:
             if top_n < 1:
                 raise ValueError(f"top_n={top_n}: it must be at least 1.")

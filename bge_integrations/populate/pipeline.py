@@ -11,8 +11,12 @@ from tqdm import tqdm
 
 from bge_integrations.embed.collection import HASH_KEY, check_fingerprint, write_fingerprint
 from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate.identity import Document, Entry, identify
-from bge_integrations.populate.sinks import LangChainSink, VectorStore, make_sink
+from bge_integrations.populate.sinks import HybridSink, LangChainSink, VectorStore, make_sink
+
+Core = BgeEmbedder | BgeM3Embedder
 
 DEFAULT_BATCH_SIZE = 512
 
@@ -25,7 +29,7 @@ class PopulateReport:
         added: Documents that the store did not hold.
         updated: Documents held under the same id of the caller's own, with other text or metadata.
         skipped: Documents that the store holds already, or that came twice.
-        texts: Texts that the model embedded.
+        texts: Texts that the model embedded, also for the sparse index alone.
         seconds: Wall time.
     """
 
@@ -41,6 +45,7 @@ def populate(
     documents: Iterable[Document],
     *,
     embedder: Any = None,
+    sparse_index: SparseIndex | None = None,
     batch_size: int | None = None,
     show_progress: bool = True,
     force: bool = False,
@@ -50,25 +55,25 @@ def populate(
     A document with an id of its own keeps it, and its content hash goes into the metadata of the stored copy. Without
     an id, the id is the SHA-256 of text and metadata. Documents whose id (and hash) the store holds never reach the
     model; where only the metadata changed, Chroma is updated without the model too. Each batch is in the store before
-    the next begins, so an interrupted call is resumed by the same call.
+    the next begins, so an interrupted call is resumed by the same call. The fingerprint of the store's model is kept
+    with the collection (Chroma): filling it with another model is refused.
 
-    The fingerprint of the store's model is kept with the collection (Chroma) and checked here: filling it with another
-    model is refused.
+    With a `sparse_index`, one forward of bge-m3 gives dense vectors for the store and sparse ones for the index, under
+    the same ids. Documents that only the store holds get into the index too. The index is yours to save.
 
     Args:
         store: A vector store that answers `get_by_ids`, with its own embeddings.
         documents: LangChain documents; a generator is read one batch at a time. None of them is changed.
         embedder: None for the store's own; no other is accepted, for the store answers queries with its own.
+        sparse_index: Takes sparse vectors; it needs `embedder=`, a `BgeM3Embedder` of the store's own model.
         batch_size: Documents a look-up and a write; default 512, never over the limit of Chroma's client.
         show_progress: A progress bar, where stderr is a terminal.
         force: Fill a collection that another model has filled.
 
-    Returns:
-        The counts.
-
     Raises:
-        FingerprintMismatchError: Another model filled the collection (`force=False`).
-        TypeError: The store cannot look up ids, a document is none, or its metadata cannot be hashed.
+        FingerprintMismatchError: Another model filled the collection (`force=False`) or the sparse index.
+        TypeError: The store cannot look up ids, a document is none, its metadata cannot be hashed, or a `sparse_index`
+            comes without a `BgeM3Embedder`.
         ValueError: `batch_size` under 1, or `embedder` is not the store's own.
         NotImplementedError: The store's class leaves `get_by_ids` out.
     """
@@ -76,8 +81,11 @@ def populate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
     sink = make_sink(store)
+    core = _check_embedder(store, embedder)
+    if sparse_index is not None:
+        sink = HybridSink(sink, sparse_index, _find_m3(embedder))
     size = min(batch_size or DEFAULT_BATCH_SIZE, sink.max_batch_size or sys.maxsize)
-    _guard(store, embedder, force)
+    _guard(store, core, force)
     total = len(documents) if isinstance(documents, Sequence) else None
     with tqdm(total=total, unit="doc", desc="populate", disable=None if show_progress else True) as progress:
         added, updated, skipped, texts = _fill(sink, _batches(documents, size), progress.update)
@@ -90,24 +98,23 @@ def _fill(
     """Write batch by batch; return how many were added, updated, skipped, embedded."""
     added = updated = skipped = texts = 0
     for batch in batches:
-        new, changed, moved = _write(sink, batch)
+        new, changed, moved, embedded = _write(sink, batch)
         added += new
         updated += changed + moved
         skipped += len(batch) - new - changed - moved
-        texts += new + changed
+        texts += embedded
         advance(len(batch))
     return added, updated, skipped, texts
 
 
-def _guard(store: VectorStore, embedder: Any, force: bool) -> None:
+def _guard(store: VectorStore, core: Core | None, force: bool) -> None:
     """Refuse another model than the one that filled the store, and keep the model's fingerprint with the store."""
-    core = _check_embedder(store, embedder)
     if core is not None:
         check_fingerprint(store, core.fingerprint, force=force)
         write_fingerprint(store, core.fingerprint)
 
 
-def _check_embedder(store: VectorStore, embedder: Any) -> BgeEmbedder | None:
+def _check_embedder(store: VectorStore, embedder: Any) -> Core | None:
     """Return the core embedder behind the store's own embeddings, None for foreign ones; refuse any other embedder."""
     own = store.embeddings
     core = _find_core(own)
@@ -122,9 +129,21 @@ def _check_embedder(store: VectorStore, embedder: Any) -> BgeEmbedder | None:
     return core
 
 
-def _find_core(embeddings: Any) -> BgeEmbedder | None:
+def _find_core(embeddings: Any) -> Core | None:
+    """The core embedder of the dense vectors, where they are ours."""
     core = getattr(embeddings, "embedder", embeddings)
+    if isinstance(core, BgeM3Embedder):
+        return core.with_outputs("dense")
     return core if isinstance(core, BgeEmbedder) else None
+
+
+def _find_m3(embedder: Any) -> BgeM3Embedder:
+    if not isinstance(embedder, BgeM3Embedder):
+        raise TypeError(
+            f"sparse_index= is filled by bge-m3. Give embedder=BgeM3Embedder(...) of the store's own model, not "
+            f"{embedder!r:.80}."
+        )
+    return embedder
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Entry]]:
@@ -133,21 +152,21 @@ def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _write(sink: LangChainSink, batch: list[Entry]) -> tuple[int, int, int]:
+def _write(sink: LangChainSink, batch: list[Entry]) -> tuple[int, int, int, int]:
     """Write what a sink lacks of a batch.
 
     Returns:
-        How many documents were new, had another text (or unknown changes), had other metadata only.
+        How many documents were new, had another text (or unknown changes), had other metadata only, were embedded.
     """
     entries = {entry.id: entry for entry in batch}
     held = sink.look_up(list(entries))
-    new, changed, moved = [], [], []
+    new, changed, moved, same = [], [], [], []
     for entry in entries.values():
         stored = held.get(entry.id)
         if stored is None:
             new.append(entry)
         elif entry.content_hash in (None, stored.metadata.get(HASH_KEY)):
-            continue
+            same.append(entry)
         elif sink.takes_metadata_alone and stored.text == entry.document.page_content:
             moved.append(entry)
         else:
@@ -156,4 +175,5 @@ def _write(sink: LangChainSink, batch: list[Entry]) -> tuple[int, int, int]:
         sink.write([*new, *changed])
     if moved:
         sink.update_metadata(moved, held)
-    return len(new), len(changed), len(moved)
+    completed = sink.complete([*same, *moved])
+    return len(new), len(changed), len(moved), len(new) + len(changed) + completed

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bge_integrations.embed.collection import find_chroma_collection
+from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.replay import Replay, replaying
+from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate.identity import Entry
+from bge_integrations.types import M3Embeddings
 
 
 class VectorStore(Protocol):
@@ -50,7 +54,11 @@ class LangChainSink:
 
     def write(self, entries: list[Entry]) -> None:
         """Embed and insert or replace documents."""
-        self.store.add_documents([entry.document for entry in entries], ids=[entry.id for entry in entries])
+        _insert(self.store, entries)
+
+    def complete(self, entries: list[Entry]) -> int:  # noqa: ARG002 - a store by itself holds all there is
+        """Compute what else should be there of documents that the store holds; return how many texts that took."""
+        return 0
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
         """Give documents that the store holds other metadata, without embedding them."""
@@ -82,6 +90,56 @@ class ChromaSink(LangChainSink):
         )
 
 
+class HybridSink(LangChainSink):
+    """A sink with a `SparseIndex` beside it; one forward gives the vectors for both.
+
+    Args:
+        sink: Takes texts, metadata and dense vectors.
+        index: Takes sparse vectors.
+        embedder: The store's own model.
+
+    Raises:
+        FingerprintMismatchError: Another model filled the index.
+    """
+
+    def __init__(self, sink: LangChainSink, index: SparseIndex, embedder: BgeM3Embedder) -> None:
+        super().__init__(sink.store)
+        self.sink = sink
+        self.index = index
+        self.both = embedder.with_outputs("dense", "sparse")
+        self.sparse = embedder.with_outputs("sparse")
+        self.fingerprint = self.sparse.fingerprint
+        self.max_batch_size = sink.max_batch_size
+        self.takes_metadata_alone = sink.takes_metadata_alone
+        index.check_fingerprint(self.fingerprint)
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the store holds of `ids`."""
+        return self.sink.look_up(ids)
+
+    def write(self, entries: list[Entry]) -> None:
+        """Embed and insert or replace documents; after a failure the index has none that the store lacks."""
+        texts = _texts(entries)
+        embeddings = self.both.encode_documents(texts)
+        with replaying(self.store, Replay(texts, embeddings)) as store:
+            _insert(store, entries)
+        self._add(entries, embeddings)
+
+    def complete(self, entries: list[Entry]) -> int:
+        """Add what the index lacks of documents that the store holds; return how many."""
+        lacking = [entry for entry in entries if not self.index.holds(entry.id, entry.document.page_content)]
+        if lacking:
+            self._add(lacking, self.sparse.encode_documents(_texts(lacking)))
+        return len(lacking)
+
+    def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
+        """Give documents that the store holds other metadata, without embedding them."""
+        self.sink.update_metadata(entries, held)
+
+    def _add(self, entries: list[Entry], embeddings: M3Embeddings) -> None:
+        self.index.add([entry.id for entry in entries], embeddings.sparse or [], self.fingerprint, _texts(entries))
+
+
 def make_sink(store: VectorStore) -> LangChainSink:
     """Return the sink for a store.
 
@@ -93,3 +151,11 @@ def make_sink(store: VectorStore) -> LangChainSink:
             raise TypeError(f"populate needs a LangChain vector store; {type(store).__name__} has no {method}.")
     collection = find_chroma_collection(store)
     return LangChainSink(store) if collection is None else ChromaSink(store, collection)
+
+
+def _insert(store: VectorStore, entries: list[Entry]) -> None:
+    store.add_documents([entry.document for entry in entries], ids=[entry.id for entry in entries])
+
+
+def _texts(entries: list[Entry]) -> list[str]:
+    return [entry.document.page_content for entry in entries]

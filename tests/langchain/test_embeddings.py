@@ -103,7 +103,7 @@ def test_refusals_come_at_construction() -> None:
     with pytest.raises(WrongKindError, match="BgeReranker"):
         BgeEmbeddings(model="BAAI/bge-reranker-v2-m3")
     with pytest.raises(UnsupportedModelError):
-        BgeEmbeddings(model="BAAI/bge-multilingual-gemma2")
+        BgeEmbeddings(model="BAAI/BGE-VL-base")
 
 
 def test_fields_are_the_cores_arguments() -> None:

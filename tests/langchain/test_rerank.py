@@ -122,7 +122,7 @@ def test_refusals_come_at_construction(bert_reranker: Path) -> None:
     with pytest.raises(UnknownModelError, match="BAAI/bge-reranker-v2-m3"):
         BgeCrossEncoder(model="BAAI/bge-reranker-v2m3")
     with pytest.raises(UnsupportedModelError):
-        BgeCrossEncoder(model="BAAI/bge-reranker-v2-gemma")
+        BgeCrossEncoder(model="BAAI/Matroyshka-ReRanker-beir")
 
 
 def test_fields_are_the_cores_arguments() -> None:

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.schema import NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index_samples import TEXTS, Recorder
 
-from bge_integrations import ModelCache
+from bge_integrations import BgeM3Embedder, ModelCache
 from bge_integrations.llama_index import BgeEmbedding, BgeRerank
 
 
@@ -30,6 +31,16 @@ def embedding(bert_embedder: Path, cache: ModelCache) -> BgeEmbedding:
 @pytest.fixture
 def reranker(bert_reranker: Path, cache: ModelCache) -> BgeRerank:
     return BgeRerank(model=str(bert_reranker), cache=cache)
+
+
+@pytest.fixture(scope="session")
+def m3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_m3(tmp_path_factory.mktemp("m3"))
+
+
+@pytest.fixture
+def m3(m3_folder: Path, cache: ModelCache) -> BgeM3Embedder:
+    return BgeM3Embedder(str(m3_folder), like="BAAI/bge-m3", query_instruction="query: ", cache=cache)
 
 
 @pytest.fixture

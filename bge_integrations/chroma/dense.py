@@ -1,26 +1,13 @@
-"""Chroma: an embedding function with a document path and a query path.
+"""`BgeEmbeddingFunction`: dense vectors for a Chroma collection."""
 
-Example:
-    ```python
-    import chromadb
-    from bge_integrations.chroma import BgeEmbeddingFunction
-
-    client = chromadb.PersistentClient("store")
-    collection = client.create_collection("notes", embedding_function=BgeEmbeddingFunction("BAAI/bge-small-en-v1.5"))
-    collection.add(ids=["1"], documents=["Pandas eat bamboo."])
-    collection.query(query_texts=["what do pandas eat?"])
-    ```
-
-Importing this module registers the function as "bge_integrations", so that a collection that is opened again finds it.
-"""
-
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from bge_integrations.chroma.config import check_config, check_update, to_config
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.errors import FingerprintMismatchError
 from bge_integrations.runtime.cache import ModelCache
 
 _DOCUMENT_KEYS = (
@@ -35,21 +22,8 @@ _DOCUMENT_KEYS = (
 )
 """What decides the vectors of documents: never changed for a collection that exists."""
 
-_CONFIG_KEYS = (*_DOCUMENT_KEYS, "query_instruction", "on_truncate")
+_CONFIG_KEYS = (*_DOCUMENT_KEYS, "query_instruction", "examples", "on_truncate")
 """What a collection keeps."""
-
-_MACHINE_KEYS = (
-    "backend",
-    "device",
-    "dtype",
-    "max_batch_tokens",
-    "cache",
-    "cache_folder",
-    "token",
-    "local_files_only",
-    "trust_remote_code",
-)
-"""What belongs to the machine and the user that open a collection: never written to it, never read from it."""
 
 
 @register_embedding_function
@@ -77,6 +51,7 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
         query_instruction: str | None = None,
         document_instruction: str = "",
         task: str | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
         truncate_dim: int | None = None,
@@ -98,6 +73,7 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
             query_instruction=query_instruction,
             document_instruction=document_instruction,
             task=task,
+            examples=examples,
             normalize=normalize,
             max_length=max_length,
             truncate_dim=truncate_dim,
@@ -152,8 +128,7 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def get_config(self) -> dict[str, Any]:
         """Return what the collection keeps, as JSON types."""
-        config = {key: getattr(self.embedder, key) for key in _CONFIG_KEYS}
-        return {**config, "model": str(config["model"])}
+        return {**to_config(self.embedder, _CONFIG_KEYS), "examples": list(self.embedder.examples)}
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> "BgeEmbeddingFunction":
@@ -172,11 +147,7 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
         Raises:
             ValueError: Names the setting.
         """
-        if "model" not in config:
-            raise ValueError(f"The configuration needs model; it has {sorted(config)}.")
-        unknown = sorted(config.keys() - {*_CONFIG_KEYS, *_MACHINE_KEYS})
-        if unknown:
-            raise ValueError(f"Unknown settings {unknown}; known are {sorted(_CONFIG_KEYS)}.")
+        check_config(config, _CONFIG_KEYS)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
         """Refuse a change of what decides the vectors that the collection already holds.
@@ -184,13 +155,4 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
         Raises:
             FingerprintMismatchError: Names each changed setting, old and new.
         """
-        changed = [
-            f"{key}={old_config.get(key)!r} is not {key}={new_config.get(key)!r}"
-            for key in _DOCUMENT_KEYS
-            if old_config.get(key) != new_config.get(key)
-        ]
-        if changed:
-            raise FingerprintMismatchError(
-                f"The collection was filled with other settings: {', '.join(changed)}. Vectors of two models cannot be "
-                "compared: keep the settings, or fill a new collection."
-            )
+        check_update(old_config, new_config, _DOCUMENT_KEYS)

@@ -1,0 +1,273 @@
+"""Dense and sparse retrieval from one forward of bge-m3, over any LangChain vector store."""
+
+import asyncio
+import logging
+import operator
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal, Self
+from uuid import UUID, uuid4
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+
+from bge_integrations.embed.collection import check_fingerprint, find_chroma_collection, write_fingerprint
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.replay import Replay, replaying
+from bge_integrations.embed.sparse_index import SparseIndex
+from bge_integrations.errors import FingerprintMismatchError
+from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
+from bge_integrations.langchain.fields import Weight
+from bge_integrations.langchain.rerank import texts_of, with_metadata
+from bge_integrations.types import M3Embeddings
+
+_LOGGER = logging.getLogger(__name__)
+
+Found = tuple[Document, float]
+
+
+class HybridRetriever(BaseRetriever):
+    """Finds documents by meaning and by words: dense vectors from any store, sparse ones from a `SparseIndex`, fused.
+
+    One forward of bge-m3 gives both vectors, of a query as of the documents that `add_documents` (or `populate` with
+    `sparse_index=`) puts into both places. The dense search is the store's own, by the vector that is there already.
+
+    The documents that come back are copies, best first, with the fused score as the float `retrieval_score` in their
+    metadata. With `search_kwargs`, such as a filter, only what the store's own search gives is a candidate, and the
+    sparse vectors put that in order: this package cannot judge a store's filter. Raise `fetch_k` there.
+
+    Qdrant's store belongs in its dense mode here: in its own hybrid mode it would ask the sparse model again.
+
+    Example:
+        ```python
+        store = Chroma("notes", embedding_function=BgeEmbeddings(model="BAAI/bge-m3"))
+        retriever = HybridRetriever(
+            vector_store=store, sparse_index=SparseIndex(), embedder=BgeM3Embedder("BAAI/bge-m3"), k=5
+        )
+        retriever.add_documents(documents)
+        best = retriever.invoke("what is a panda?")
+        retriever.sparse_index.save("notes.sparse.npz")
+        ```
+
+    Raises:
+        pydantic.ValidationError: Arguments that cannot go together; the message says which.
+        TypeError: At a call, the store does not hold its embeddings in an attribute.
+        ValueError: At a call, a `k` under 1 or over `fetch_k`, or a store whose documents have no ids.
+        FingerprintMismatchError: At the first call, another model fills or has filled the store or the index.
+    """
+
+    vector_store: VectorStore
+    """Keeps texts and dense vectors, with the embeddings of the same model."""
+    sparse_index: SparseIndex
+    """Keeps the sparse vectors under the same ids."""
+    embedder: BgeM3Embedder
+    """Gives dense and sparse vectors; its own `outputs` do not matter here."""
+    k: int = Field(default=4, ge=1)
+    """Documents to give."""
+    fetch_k: int = Field(default=50, ge=1)
+    """Candidates from each side."""
+    fusion: Literal["rrf", "weights"] = "rrf"
+    """"rrf" fuses ranks; "weights" fuses scores, scaled on each side to 1 for the best and 0 for the last candidate."""
+    weights: tuple[Weight, Weight] = (1.0, 1.0)
+    """What the dense and the sparse side count, with either fusion."""
+    search_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More arguments for the store's search, such as `filter`."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    _checked: tuple[object, ...] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Self:
+        if "k" in self.search_kwargs:
+            raise ValueError('search_kwargs has "k". Give fetch_k= instead.')
+        if not any(self.weights):
+            raise ValueError(f"weights={self.weights} for dense and sparse: give one more than 0.")
+        scores = type(self.vector_store).similarity_search_with_score
+        if self.fusion == "weights" and scores is VectorStore.similarity_search_with_score:
+            raise ValueError(f'{type(self.vector_store).__name__} gives no scores. Take fusion="rrf".')
+        self._check_k(None)
+        return self
+
+    def add_documents(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> list[str]:
+        """Put documents into the store and the sparse index, with one forward for both.
+
+        Args:
+            documents: They are not changed; for more than fit into memory take `populate`.
+            ids: One a document; None = the documents' own, and new ones where they have none.
+
+        Returns:
+            The ids.
+
+        Raises:
+            ValueError: Not as many ids as documents.
+        """
+        ids, texts = _ids(documents, ids), texts_of(documents)
+        if not ids:
+            return []
+        fingerprint = self._claim()
+        embeddings = self._both.encode_documents(texts)
+        with replaying(self.vector_store, Replay(texts, embeddings)) as store:
+            ids = store.add_documents(list(documents), ids=ids)
+        self.sparse_index.add(ids, embeddings.sparse or [], fingerprint, texts)
+        return ids
+
+    async def aadd_documents(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> list[str]:
+        """Put documents into both; as `add_documents`, off the event loop."""
+        ids, texts = _ids(documents, ids), texts_of(documents)
+        if not ids:
+            return []
+        fingerprint = await asyncio.to_thread(self._claim)
+        embeddings = await self._both.aencode_documents(texts)
+        with replaying(self.vector_store, await asyncio.to_thread(Replay, texts, embeddings)) as store:
+            ids = await store.aadd_documents(list(documents), ids=ids)
+        await asyncio.to_thread(self.sparse_index.add, ids, embeddings.sparse or [], fingerprint, texts)
+        return ids
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[Document]:
+        k = self._check_k(k)
+        self._check_models()
+        embeddings = self._both.encode_queries([query])
+        with replaying(self.vector_store, Replay([query], embeddings)) as store:
+            found = getattr(store, self._search)(query, k=self.fetch_k, **self.search_kwargs)
+        dense = _by_key(found)
+        sparse = self._search_sparse(embeddings, dense)
+        return self._fused(dense, sparse, self._read(_lacking(sparse, dense)), k)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[Document]:
+        k = self._check_k(k)
+        await asyncio.to_thread(self._check_models)
+        embeddings = await self._both.aencode_queries([query])
+        with replaying(self.vector_store, Replay([query], embeddings)) as store:
+            found = await getattr(store, f"a{self._search}")(query, k=self.fetch_k, **self.search_kwargs)
+        dense = _by_key(found)
+        sparse = await asyncio.to_thread(self._search_sparse, embeddings, dense)
+        return self._fused(dense, sparse, await self._aread(_lacking(sparse, dense)), k)
+
+    @property
+    def _both(self) -> BgeM3Embedder:
+        return self.embedder.with_outputs("dense", "sparse")
+
+    @property
+    def _search(self) -> str:
+        """The method of the store that gives what the fusion needs."""
+        return "similarity_search" if self.fusion == "rrf" else "similarity_search_with_score"
+
+    def _search_sparse(self, embeddings: M3Embeddings, dense: Mapping[str, Found]) -> list[tuple[str, float]]:
+        """Ids and scores of the sparse side's candidates."""
+        (query,) = embeddings.sparse or []
+        if not self.search_kwargs:
+            return self.sparse_index.search(query, self.fetch_k)
+        scored = self.sparse_index.search(query, max(1, len(self.sparse_index)))
+        return [(document_id, score) for document_id, score in scored if _key(document_id) in dense]
+
+    def _read(self, ids: list[str]) -> list[Document]:
+        """What the store holds of documents that only the sparse side found."""
+        collection = find_chroma_collection(self.vector_store)
+        if not ids or collection is None:
+            return self.vector_store.get_by_ids(ids) if ids else []
+        found = collection.get(ids=ids, include=["documents", "metadatas"])  # get_by_ids fails without metadata
+        rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
+        return [Document(text, id=document_id, metadata=metadata or {}) for document_id, text, metadata in rows]
+
+    async def _aread(self, ids: list[str]) -> list[Document]:
+        if not ids or find_chroma_collection(self.vector_store) is not None:
+            return await asyncio.to_thread(self._read, ids)
+        return await self.vector_store.aget_by_ids(ids)
+
+    def _fused(
+        self, dense: Mapping[str, Found], sparse: list[tuple[str, float]], others: list[Document], k: int
+    ) -> list[Document]:
+        """Copies of the best candidates, best first; `others` are those that only the sparse side found."""
+        documents = {key: document for key, (document, _) in dense.items()}
+        documents |= {_key(document.id): document for document in map(_with_id, others)}
+        known = [(_key(document_id), score) for document_id, score in sparse if _key(document_id) in documents]
+        if len(known) < len(sparse):
+            _LOGGER.warning(
+                "%d documents of the sparse index are no longer in the store and are left out: delete them there too.",
+                len(sparse) - len(known),
+            )
+        if self.fusion == "rrf":
+            fused = reciprocal_rank_fusion([list(dense), [key for key, _ in known]], self.weights)
+        else:
+            scored = [(key, score) for key, (_, score) in dense.items()]
+            fused = relative_score_fusion([scored, known], self.weights)
+        return [with_metadata(documents[key], retrieval_score=score) for key, score in islice(fused.items(), k)]
+
+    def _check_k(self, k: int | None) -> int:
+        """The call's `k`, else this retriever's."""
+        k = self.k if k is None else k
+        if k < 1:
+            raise ValueError(f"k={k} asks for nothing. Give 1 or more.")
+        if self.fetch_k < k:
+            raise ValueError(f"fetch_k={self.fetch_k} is less than k={k}. Raise fetch_k or lower k.")
+        return k
+
+    def _check_models(self) -> None:
+        """Refuse a store or an index of another model; once for both, as hashing a model's files takes time."""
+        parts = (self.vector_store, self.sparse_index, self.embedder)
+        if self._checked is not None and all(map(operator.is_, parts, self._checked)):
+            return
+        dense = self.embedder.with_outputs("dense").fingerprint
+        own = getattr(self.vector_store.embeddings, "embedder", None)
+        if isinstance(own, BgeEmbedder) and own.fingerprint != dense:
+            raise FingerprintMismatchError(
+                f"The store embeds with {own.model}, fingerprint {own.fingerprint}; the retriever's "
+                f"{self.embedder.model} has {dense}. Give both one model with the same settings."
+            )
+        check_fingerprint(self.vector_store, dense)
+        self.sparse_index.check_fingerprint(self.embedder.with_outputs("sparse").fingerprint)
+        self._checked = parts
+
+    def _claim(self) -> str:
+        """Check the models, keep their fingerprint with the store, and return that for the sparse index."""
+        self._check_models()
+        write_fingerprint(self.vector_store, self.embedder.with_outputs("dense").fingerprint)
+        return self.embedder.with_outputs("sparse").fingerprint
+
+
+def _ids(documents: Sequence[Document], ids: Sequence[str] | None) -> list[str]:
+    if ids is None:
+        return [document.id or str(uuid4()) for document in documents]
+    if len(ids) != len(documents):
+        raise ValueError(f"{len(ids)} ids for {len(documents)} documents: give each document one id.")
+    return list(ids)
+
+
+def _key(document_id: object) -> str:
+    """An id to compare: Qdrant gives UUIDs with hyphens, however they were given to it."""
+    try:
+        return UUID(str(document_id)).hex
+    except ValueError:
+        return str(document_id)
+
+
+def _with_id(document: Document) -> Document:
+    """The document itself, or a copy with the id that Qdrant's store puts into the metadata."""
+    if document.id is not None:
+        return document
+    if "_id" in document.metadata:
+        return document.model_copy(update={"id": str(document.metadata["_id"])})
+    raise ValueError(
+        f"The store gives documents without ids, so they cannot be found in the sparse index: {document!r:.80}. Take a "
+        "store that gives them, such as Chroma, FAISS, Qdrant or InMemoryVectorStore."
+    )
+
+
+def _by_key(found: list[Document] | list[Found]) -> dict[str, Found]:
+    """The store's candidates, best first, by id; with score 0 where it was not asked for any."""
+    pairs = [(hit, 0.0) if isinstance(hit, Document) else (hit[0], float(hit[1])) for hit in found]
+    documents = [(_with_id(document), score) for document, score in pairs]
+    return {_key(document.id): (document, score) for document, score in documents}
+
+
+def _lacking(sparse: list[tuple[str, float]], dense: Mapping[str, Found]) -> list[str]:
+    return [document_id for document_id, _ in sparse if _key(document_id) not in dense]

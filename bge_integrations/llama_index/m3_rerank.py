@@ -1,0 +1,85 @@
+"""`BgeM3Rerank`: a LlamaIndex node postprocessor that reranks by bge-m3's vectors, those of all tokens above all."""
+
+import asyncio
+from math import isfinite
+from typing import ClassVar, Self
+
+from llama_index.core.bridge.pydantic import model_validator
+
+from bge_integrations.embed.m3 import OUTPUTS, BgeM3Embedder, single_scores
+from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
+from bge_integrations.types import M3Embeddings
+
+
+class BgeM3Rerank(BgeNodePostprocessor):
+    """Multi-vector reranking with bge-m3: each token of the query looks for its best token of the node.
+
+    Gives new `NodeWithScore` objects round copies of the nodes, best first; what it was given stays as it was. What is
+    scored is what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
+
+    ```python
+    reranker = BgeM3Rerank(top_n=5)
+    engine = index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])
+    ```
+
+    Raises:
+        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
+        WrongKindError: The model is a reranker.
+        UnsupportedModelError: The model has no such outputs.
+        pydantic.ValidationError: An argument is unknown, of the wrong type or out of its range.
+    """
+
+    model: str = "BAAI/bge-m3"
+    """Id of the model on the Hugging Face hub, or a folder that holds it."""
+    weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """What the scores of dense, sparse and token vectors (`maxsim`) count; the score is their weighted mean. Only
+    outputs that count are computed."""
+    document_instruction: str = ""
+    """Text before every node."""
+    normalize: bool | None = None
+    """Give dense vectors length one; None = as the catalogue says."""
+
+    _core_type: ClassVar[type] = BgeM3Embedder
+    _model_field: ClassVar[str] = "model"
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if any(weight < 0 or not isfinite(weight) for weight in self.weights) or not any(self.weights):
+            raise ValueError(
+                f"weights={self.weights}: give three numbers, for dense, sparse and colbert, 0 or more and not all 0."
+            )
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which the framework stores this class."""
+        return "BgeM3Rerank"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that count."""
+        return tuple(output for output, weight in zip(OUTPUTS, self.weights, strict=True) if weight)
+
+    @property
+    def embedder(self) -> BgeM3Embedder:
+        """The core embedder that does the work; it computes only `outputs`."""
+        embedder: BgeM3Embedder = self._core()
+        return embedder
+
+    def _rank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
+        embedder = self.embedder
+        return self._best(embedder.encode_queries([query]), embedder.encode_documents(texts))
+
+    async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
+        embedder = self.embedder
+        queries = await embedder.aencode_queries([query])
+        return await asyncio.to_thread(self._best, queries, await embedder.aencode_documents(texts))
+
+    def _best(self, query: M3Embeddings, documents: M3Embeddings) -> list[tuple[int, float]]:
+        total = sum(self.weights)
+        scored = []
+        for position in range(len(documents)):
+            scores = single_scores(query, 0, documents, position)
+            weighted = sum(weight * score for weight, score in zip(self.weights, scores, strict=True))
+            scored.append((position, weighted / total))
+        return sorted(scored, key=lambda ranked: -ranked[1])[: self.top_n]

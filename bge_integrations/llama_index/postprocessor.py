@@ -1,0 +1,124 @@
+"""What the node postprocessors share: copies, scores, thresholds, events."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+
+from bge_integrations.embed.collection import HASH_KEY
+from bge_integrations.llama_index.component import BgeComponent
+
+_RETRIEVAL_SCORE = "retrieval_score"
+
+_dispatcher = get_dispatcher(__name__)
+
+
+class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
+    """Scores nodes against the query and puts the best first.
+
+    Gives new `NodeWithScore` objects round copies of the nodes; what it was given stays as it was. What is scored is
+    what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
+    """
+
+    model: str
+    """Id of the model on the Hugging Face hub, or a folder that holds it."""
+    top_n: int | None = Field(default=3, ge=1)
+    """How many nodes to keep; None = all."""
+    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """Nodes that score below it are dropped; None = none are."""
+    keep_retrieval_score: bool = True
+    """Keep the score that a node came with as `retrieval_score` in its metadata."""
+
+    @abstractmethod
+    def _rank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
+        """Position and score of the `top_n` best texts, best first."""
+
+    @abstractmethod
+    async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
+        """As `_rank`, off the event loop."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query_of(query_bundle)
+        with self._reported(nodes, query) as best:
+            best.extend(self._ranked(nodes, self._rank(query, _texts(nodes))))
+        return best
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query_of(query_bundle)
+        with self._reported(nodes, query) as best:
+            best.extend(self._ranked(nodes, await self._arank(query, _texts(nodes))))
+        return best
+
+    @contextmanager
+    def _reported(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:
+        """Tell the framework's observers of start and end, also when it ends in an error; yields the list to fill."""
+        best: list[NodeWithScore] = []
+        top_n = len(nodes) if self.top_n is None else self.top_n
+        _dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: query,
+            EventPayload.TOP_K: self.top_n,
+        }
+        try:
+            with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+                yield best
+                event.on_end(payload={EventPayload.NODES: best})
+        finally:
+            _dispatcher.event(ReRankEndEvent(nodes=best))
+
+    def _ranked(self, nodes: list[NodeWithScore], ranking: list[tuple[int, float]]) -> list[NodeWithScore]:
+        return [
+            NodeWithScore(node=self._copied(nodes[position]), score=score)
+            for position, score in ranking
+            if self.score_threshold is None or score >= self.score_threshold
+        ]
+
+    def _copied(self, found: NodeWithScore) -> BaseNode:
+        """A copy of the node; the metadata key that it gains is hidden from embedding models and LLMs."""
+        original = found.node
+        node = original.model_copy(
+            update={
+                "metadata": deepcopy(original.metadata),
+                "relationships": dict(original.relationships),
+                "excluded_embed_metadata_keys": list(original.excluded_embed_metadata_keys),
+                "excluded_llm_metadata_keys": list(original.excluded_llm_metadata_keys),
+            }
+        )
+        if self.keep_retrieval_score and found.score is not None:
+            node.metadata[_RETRIEVAL_SCORE] = float(found.score)
+            for hidden_keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
+                if _RETRIEVAL_SCORE not in hidden_keys:
+                    hidden_keys.append(_RETRIEVAL_SCORE)
+        return node
+
+
+def _query_of(query_bundle: QueryBundle | None) -> str:
+    if query_bundle is None:
+        raise ValueError("Missing query bundle: pass query_bundle= or query_str=.")
+    return query_bundle.query_str
+
+
+def _texts(nodes: list[NodeWithScore]) -> list[str]:
+    return [_bare(found.node).get_content(metadata_mode=MetadataMode.EMBED) for found in nodes]
+
+
+def _bare(node: BaseNode) -> BaseNode:
+    """The node without the hash that `populate` keeps with it."""
+    if HASH_KEY not in node.metadata:
+        return node
+    hidden = [*node.excluded_embed_metadata_keys, HASH_KEY]
+    return node.model_copy(update={"excluded_embed_metadata_keys": hidden})
