@@ -227,6 +227,28 @@ def rerank(
         write_line({**line, "results": [asdict(result) for result in results]})
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Embedder or reranker: id or folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.")],
+    like: Annotated[str | None, typer.Option(help="The id that a fine-tune or a bare folder descends from.")] = None,
+) -> None:
+    """Export a model to ONNX: a folder that Transformers.js and ONNX Runtime take as it is.
+
+    Writes onnx/model.onnx (float32) and onnx/model_quantized.onnx (8-bit weights), runs both and compares them with the
+    model. Tokenizer, config and a card that says how to use them lie beside.
+    """
+    from bge_integrations.export import export_onnx
+
+    report = export_onnx(_absolute(model), folder, like=like)
+    measured = "largest difference of a score" if report.kind == "reranker" else "lowest cosine to the model"
+    for file, size in report.sizes.items():
+        _console().print(
+            f"{file}  {size / 1e6:.1f} MB, {measured} {report.agreement[file]:.5f}", highlight=False, soft_wrap=True
+        )
+    _console().print(f"{report.folder} written in {report.seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
 def _absolute(model: str) -> str:
     """The path of a folder from anywhere; a hub id as it is."""
     path = Path(model).expanduser()
