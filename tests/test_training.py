@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from bge_integrations import BgeEmbedder, BgeReranker, ModelCache
 from training import embedder, reranker, student
-from training.corpus import excerpts, read_pairs
+from training.corpus import excerpts, read_pairs, stretches
 from training.evaluate import evaluate, mean_interval
 from training.package import EMBEDDER_FILES, average, ship
 from training.teacher import candidates, teacher_vectors
@@ -64,6 +65,10 @@ def test_the_pair_can_be_trained_again(data: Path, tmp_path: Path, cache: ModelC
     texts = embedder.Labelled(passages, vectors)
     parts = embedder.datasets(embedder.Labelled(queries, query_vectors), texts, long=3)
     embedder.distil(model, parts, tmp_path / "steps", steps=2, learning_rate=1e-4)
+    found = candidates(queries, query_vectors, passages, vectors)
+    lists = embedder.rankings(queries, found, passages, range(len(passages)))
+    assert all(passages[row] not in others for row, others in enumerate(zip(*columns(lists), strict=True)))
+    embedder.distil(model, parts, tmp_path / "ranked", steps=2, learning_rate=1e-4, lists=lists)
     model.save(str(tmp_path / "embedder"))
     average([tmp_path / "embedder"] * 2, tmp_path / "averaged")
     ship(tmp_path / "averaged", tmp_path / "shipped", "a card", EMBEDDER_FILES)
@@ -71,10 +76,13 @@ def test_the_pair_can_be_trained_again(data: Path, tmp_path: Path, cache: ModelC
     library = SentenceTransformer(str(tmp_path / "shipped"), device="cpu")
     np.testing.assert_allclose(ours.encode_queries(queries[:5]), library.encode_query(queries[:5]), atol=1e-5)
 
-    found = candidates(queries, query_vectors, passages, vectors)
     assert all((np.diff(near.logits) <= 0).all() for near in found)
     taken = excerpts(passages, 20)
     assert all(piece in passages[row] for piece, row in taken)
+    assert all(len(text.split()) >= 70 for text, _ in stretches([" ".join(passages)] * 3, range(3), 3))
+    unlabelled = reranker.unlabelled_lists(queries, found, passages, range(len(passages)), further=4)
+    assert all(own not in texts for own, texts in zip(passages, unlabelled["documents"], strict=True))
+    assert {len(texts) for texts in unlabelled["documents"]} == {7}
     lists = reranker.lists(queries, found, passages, range(len(passages)), reranker.SOFT)
     assert all(np.argmax(targets) == 0 for targets in lists["label"])
     cross_encoder = reranker.assemble(tmp_path / "body")
@@ -85,6 +93,10 @@ def test_the_pair_can_be_trained_again(data: Path, tmp_path: Path, cache: ModelC
     library = CrossEncoder(str(tmp_path / "shipped-reranker"), device="cpu", activation_fn=torch.nn.Identity())
     sample = list(zip(queries[:5], passages[:5], strict=True))
     np.testing.assert_allclose(scores.score(sample), library.predict(sample), atol=1e-5)
+
+
+def columns(lists: Dataset) -> list[list[str]]:
+    return [lists[name] for name in lists.column_names if name.startswith("passage")]
 
 
 def test_evaluation_counts_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ leaves: run it again after a stop, and it goes on at the last checkpoint. See tr
 import argparse
 import sysconfig
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,15 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from training import cards, embedder, reranker, student
-from training.corpus import excerpts, read_pairs, read_prose
+from training.corpus import excerpts, read_pairs, read_prose, stretches
 from training.docstrings import read_docstrings
 from training.evaluate import MODELS, evaluate, write
 from training.package import EMBEDDER_FILES, average, ship
-from training.teacher import candidates, teacher_vectors
+from training.teacher import Candidates, candidates, teacher_vectors
 
 EMBEDDER_LAYERS, RERANKER_LAYERS = (0, 1, 3, 5), (0, 1, 2)  # of the teacher's six
 SCIENCE = ("arxiv", "covid-qa", "medquad", "pubmedqa", "scitldr")
+TECHNICAL = (*SCIENCE, "peps", "techdocs-ccby", "techdocs-ccbysa", "techdocs-permissive")
 
 
 class Texts:
@@ -49,6 +51,27 @@ class Texts:
         if not path.exists():
             np.save(path, teacher_vectors(getattr(self, name)))
         return np.load(path)
+
+    def near(self, queries: Sequence[str], vectors: np.ndarray | None = None) -> list[Candidates]:
+        """The passages that teacher and BM25 find for queries."""
+        if vectors is None:
+            vectors = teacher_vectors(list(queries))
+        return candidates(queries, vectors, self.passages, self.vectors("passages"))
+
+    @cached_property
+    def found(self) -> list[Candidates]:
+        """The same for all queries."""
+        return self.near(self.queries, self.vectors("queries"))
+
+    def of(self, sources: Sequence[str], inside: bool = True) -> np.ndarray:
+        """Queries of these sources, or of the others, in one random order."""
+        order = np.random.default_rng(0).permutation(len(self.queries))
+        return np.array([row for row in order if (self.sources[row] in sources) == inside])
+
+    @cached_property
+    def of_science(self) -> list[int]:
+        """Passages of science and medicine."""
+        return sorted({self.answers[row] for row in self.of(SCIENCE)})
 
 
 def main() -> None:
@@ -85,37 +108,88 @@ def train_embedder(texts: Texts, pieces: Sequence[str], work: Path) -> None:
     model.save(str(work / "embedder-general"))
     embedder.distil(model, mixed, work / "embedder-technical-steps", steps=700, learning_rate=2e-4)
     model.save(str(work / "embedder-technical"))
-    average([work / "embedder-general", work / "embedder-technical"], work / "embedder")
+    average([work / "embedder-general", work / "embedder-technical"], work / "embedder-vectors")
+    model = embedder.assemble(work / "embedder-vectors")
+    few = {"queries": embedder.dataset(queries.some(1000)), "passages": embedder.dataset(passages.some(1000))}
+    few["technical"] = embedder.dataset(technical.some(1500))
+    lists = embedder_lists(texts)
+    embedder.distil(model, few, work / "embedder-rankings-steps", steps=250, learning_rate=1e-4, lists=lists)
+    model.save(str(work / "embedder"))
+
+
+def embedder_lists(texts: Texts) -> Dataset:
+    """Rankings for the embedder: of queries, most of them technical, and of excerpts."""
+    rows = np.concatenate([texts.of(TECHNICAL)[:3500], texts.of(TECHNICAL, inside=False)[:1500]]).tolist()
+    taken = excerpts(texts.passages, 1000)
+    taken += [
+        (text, texts.of_science[row]) for text, row in excerpts([texts.passages[r] for r in texts.of_science], 1500)
+    ]
+    pieces = [text for text, _ in taken]
+    queries = [*(texts.queries[row] for row in rows), *pieces]
+    found = [*(texts.found[row] for row in rows), *texts.near(pieces)]
+    left_out = [*[-1] * len(rows), *(row for _, row in taken)]
+    return embedder.rankings(queries, found, texts.passages, left_out).shuffle(seed=1)
 
 
 def train_reranker(texts: Texts, pieces: Sequence[str], work: Path) -> None:
-    """Leave WORK/reranker: labels first, then whole rankings, then those of science and medicine once more."""
+    """Leave WORK/reranker: labels first, then whole rankings, those of science and medicine, and of long queries."""
     if (work / "reranker").exists():
         return
-    passages, vectors = texts.passages, texts.vectors("passages")
-    found = candidates(texts.queries, texts.vectors("queries"), passages, vectors)
+    start = cut_body(texts, pieces, RERANKER_LAYERS, work / "reranker-start")
+    sharp = reranker.lists(texts.queries, texts.found, texts.passages, texts.answers, reranker.SHARP)
+    soft = reranker.lists(texts.queries, texts.found, texts.passages, texts.answers, reranker.SOFT)
+    everything = range(len(texts.passages))
+    part(work, "labels", start, [some(sharp, 12_000)], steps=1000)
+    part(work, "rankings", work / "reranker-labels", [some(soft, 10_800), of_excerpts(texts, everything, 7_200)], 1500)
+    science = [
+        some(soft, 1_500),
+        some(soft.select(texts.of(SCIENCE)), 2_000),
+        of_excerpts(texts, texts.of_science, 2_500),
+    ]
+    part(work, "science", work / "reranker-rankings", science, steps=400, learning_rate=1e-4)
+    average([work / "reranker-rankings", work / "reranker-science"], work / "reranker-mean")
+    rows = texts.of(SCIENCE)[2_000:7_000].tolist()
+    unlabelled = reranker.unlabelled_lists(
+        [texts.queries[row] for row in rows],
+        [texts.found[row] for row in rows],
+        texts.passages,
+        [-1] * len(rows),
+        further=4,
+    )
+    mixed = [unlabelled, of_excerpts(texts, texts.of_science, 3_500, 4), of_excerpts(texts, everything, 2_500, 4)]
+    part(work, "unlabelled", work / "reranker-mean", [*mixed, some(soft, 2_000)], steps=1080, learning_rate=1.5e-4)
+    long = stretches(texts.passages, texts.of_science, 1_700) + stretches(texts.passages, everything, 1_000)
+    lists = reranker.unlabelled_lists(
+        [text for text, _ in long], texts.near([text for text, _ in long]), texts.passages, [row for _, row in long]
+    )
+    mixed = [lists, of_excerpts(texts, texts.of_science, 600)]
+    part(work, "long", work / "reranker-unlabelled", mixed, steps=260, learning_rate=1e-4, max_length=384)
+    (work / "reranker-long").rename(work / "reranker")
 
-    def of_excerpts(rows: Sequence[int], count: int) -> Dataset:
-        taken = excerpts([passages[row] for row in rows], count)
-        queries, sources = [text for text, _ in taken], [rows[row] for _, row in taken]
-        near = candidates(queries, teacher_vectors(queries), passages, vectors)
-        return reranker.excerpt_lists(queries, near, passages, sources)
 
-    sharp = reranker.lists(texts.queries, found, passages, texts.answers, reranker.SHARP)
-    soft = reranker.lists(texts.queries, found, passages, texts.answers, reranker.SOFT)
-    science = [row for row, source in enumerate(texts.sources) if source in SCIENCE]
-    of_science = sorted({texts.answers[row] for row in science})
-    parts = {
-        "labels": ([sharp.shuffle(seed=0)], 1000, 2e-4),
-        "rankings": ([some(soft, 10_800), of_excerpts(range(len(passages)), 7_200)], 1500, 2e-4),
-        "science": ([some(soft, 1_500), some(soft.select(science), 2_000), of_excerpts(of_science, 2_500)], 400, 1e-4),
-    }
-    model = reranker.assemble(cut_body(texts, pieces, RERANKER_LAYERS, work / "reranker-start"))
-    for name, (datasets, steps, learning_rate) in parts.items():
-        mixed = concatenate_datasets(datasets).shuffle(seed=2)
-        reranker.train(model, mixed, work / f"reranker-{name}-steps", steps, learning_rate)
-        model.save(str(work / f"reranker-{name}"))
-    average([work / "reranker-rankings", work / "reranker-science"], work / "reranker")
+def of_excerpts(texts: Texts, rows: Sequence[int], count: int, further: int = 2) -> Dataset:
+    """Lists for excerpts of these passages, without labels."""
+    taken = excerpts([texts.passages[row] for row in rows], count)
+    queries, sources = [text for text, _ in taken], [rows[row] for _, row in taken]
+    return reranker.unlabelled_lists(queries, texts.near(queries), texts.passages, sources, further)
+
+
+def part(
+    work: Path,
+    name: str,
+    start: Path,
+    lists: Sequence[Dataset],
+    steps: int,
+    learning_rate: float = 2e-4,
+    max_length: int = 256,
+) -> None:
+    """One part of the reranker's training: from ``start`` to WORK/reranker-``name``."""
+    if (work / f"reranker-{name}").exists():
+        return
+    model = reranker.assemble(start, max_length)
+    mixed = concatenate_datasets(list(lists)).shuffle(seed=2)
+    reranker.train(model, mixed, work / f"reranker-{name}-steps", steps, learning_rate)
+    model.save(str(work / f"reranker-{name}"))
 
 
 def some(lists: Dataset, count: int) -> Dataset:

@@ -54,7 +54,8 @@ EMBEDDER_TRAINING = """## How it was trained
 From all-MiniLM-L6-v2 (Apache-2.0), cut down: four of its six layers, 11,000 of its 30,522 word pieces, 1,024 of its
 1,536 inner neurons. It learned that model's vectors of queries, passages, joined passages and prose, then of technical
 text too (cosine distance, sentence-transformers' `EmbedDistillLoss`), the teacher averaging over tokens and the student
-reading `[CLS]`.
+reading `[CLS]`. Last it learned to rank: for a query and eight passages, the distribution that cosines of
+all-MiniLM-L6-v2 and BM25 scores give together (`DistillKLDivLoss`).
 
 """
 
@@ -63,8 +64,8 @@ RERANKER_TRAINING = """## How it was trained
 From the first three layers of all-MiniLM-L6-v2 (Apache-2.0), cut to 11,000 word pieces and 1,024 inner neurons,
 listwise (sentence-transformers' `ListNetLoss`) over a few passages of each query: the labelled one, some of those that
 all-MiniLM-L6-v2 and BM25 together rank first, some further down, one at random. First it learned to put the labelled
-passage on top, then the whole ranking by cosine and BM25 with the labelled passage first, also for excerpts of passages
-that have no label.
+passage on top, then the whole ranking by cosine and BM25 with the labelled passage first, then that ranking alone, for
+excerpts of passages and, last, for long queries of 70 to 170 words.
 
 """
 

@@ -12,6 +12,7 @@ import numpy as np
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 MIN_WORDS, MAX_WORDS = 6, 70  # of an excerpt
+LONG_PASSAGE, LONG_QUERY = 90, (70, 170)  # words of a passage that gives a long query, and of that query
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ def excerpts(passages: Sequence[str], count: int, seed: int = 0) -> list[tuple[s
                 taken.append((piece, row))
         if len(taken) == count:
             break
+    return taken
+
+
+def stretches(passages: Sequence[str], rows: Sequence[int], count: int, seed: int = 0) -> list[tuple[str, int]]:
+    """``count`` runs of many words, as long queries are, each with the row of the passage it was taken from."""
+    random = np.random.default_rng(seed)
+    taken: list[tuple[str, int]] = []
+    for row in random.permutation(rows).tolist():
+        words = passages[row].split()
+        if len(words) >= LONG_PASSAGE and len(taken) < count:
+            length = int(random.integers(*LONG_QUERY))
+            start = int(random.integers(0, max(1, len(words) - length)))
+            taken.append((" ".join(words[start : start + length]), row))
     return taken
 
 

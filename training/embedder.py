@@ -1,4 +1,4 @@
-"""The embedder: its vector of a text becomes the teacher's vector of that text."""
+"""The embedder: its vectors become the teacher's, then its rankings those of teacher and BM25 together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,22 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, EmbedDistillLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.util import pairwise_dot_score
+from torch import Tensor
+
+from training.teacher import SCALE, Candidates, stranger
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
+PROMPTS = {"queries": INSTRUCTION, "lists": {"query": INSTRUCTION}}  # by set, or by set and column
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 WORDS = 140  # of a passage
 MAX_TOKENS = 400
+
+BEST, FIRST, FURTHER = 8, 4, 3  # of a list: so many of the best eight, so many of the rest; and one of anywhere
+TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,32 +88,61 @@ def joined(passages: Labelled, words: int = 350) -> Labelled:
     return Labelled(texts, np.stack(targets))
 
 
+def rankings(
+    queries: Sequence[str], found: Sequence[Candidates], passages: Sequence[str], left_out: Sequence[int]
+) -> Dataset:
+    """For every query a few passages, never the one it was taken from, with the logits of teacher and BM25."""
+    random = np.random.default_rng(3)
+    columns: dict[str, list[object]] = {"query": list(queries), "label": []}
+    for candidates, own in zip(found, left_out, strict=True):
+        kept = candidates.rows != own
+        rows, logits = candidates.rows[kept], candidates.logits[kept]
+        first = random.choice(BEST, FIRST, replace=False)
+        picks = np.append(first, random.choice(np.arange(BEST, len(rows)), FURTHER, replace=False))
+        columns["label"].append([*logits[picks].tolist(), 0.0])
+        for place, row in enumerate([*rows[picks].tolist(), stranger(own, len(passages), random)]):
+            columns.setdefault(f"passage{place}", []).append(" ".join(passages[row].split()[:WORDS]))
+    return Dataset.from_dict(columns)
+
+
+def scaled_cosine(queries: Tensor, passages: Tensor) -> Tensor:
+    """Cosines of unit vectors as logits, scaled like the teacher's."""
+    return SCALE * pairwise_dot_score(queries, passages)
+
+
 def distil(
-    student: SentenceTransformer, texts: Mapping[str, Dataset], out: Path, steps: int, learning_rate: float
+    student: SentenceTransformer,
+    texts: Mapping[str, Dataset],
+    out: Path,
+    steps: int,
+    learning_rate: float,
+    lists: Dataset | None = None,
 ) -> None:
-    """Train the student on ``text`` -> ``label`` (the teacher's vector); texts of ``queries`` get the instruction."""
+    """Train the student on ``text`` -> ``label``, the teacher's vector, and on ``lists``, from `rankings`.
+
+    Texts of ``queries`` and the queries of ``lists`` get the instruction.
+    """
+    vectors = EmbedDistillLoss(student, distance_metric="cosine")
+    ranking = DistillKLDivLoss(student, similarity_fct=scaled_cosine, temperature=TEMPERATURE)
+    datasets = dict(texts) if lists is None else {**texts, "lists": lists}
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(out),
         use_cpu=True,
         bf16=True,
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=32 if lists is None else 5,
         gradient_accumulation_steps=2,
         ignore_data_skip=True,
         max_steps=steps,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=100,
-        prompts={name: INSTRUCTION for name in texts if name == "queries"},
+        warmup_steps=min(100, steps // 8),
+        prompts={name: prompt for name, prompt in PROMPTS.items() if name in datasets},
         logging_steps=25,
-        save_steps=250,
+        save_steps=250 if lists is None else 50,
         save_total_limit=1,
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = SentenceTransformerTrainer(
-        model=student,
-        args=arguments,
-        train_dataset=dict(texts),
-        loss=EmbedDistillLoss(student, distance_metric="cosine"),
-    )
+    losses = {name: ranking if name == "lists" else vectors for name in datasets}
+    trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=datasets, loss=losses)
     trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")))

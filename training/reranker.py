@@ -10,10 +10,9 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncode
 from sentence_transformers.cross_encoder.losses import ListNetLoss
 
 from training.embedder import NO_DROPOUT
-from training.teacher import Candidates
+from training.teacher import Candidates, stranger
 
-HARD, MIDDLING = 2, 2  # other passages of a query: of the first ten, of the rest; and one of anywhere
-HARDEST = 10
+HARD, HARDEST = 2, 10  # passages of a query among its first ten; with them some further down, and one of anywhere
 LABEL_MARGIN = 2.0  # the labelled passage's logit over the best other
 SHARP, SOFT = 1.0, 4.0  # temperatures of the targets: the labelled passage alone, or the whole ranking
 
@@ -24,12 +23,13 @@ def lists(
     passages: Sequence[str],
     answers: Sequence[int],
     temperature: float,
+    further: int = 2,
 ) -> Dataset:
-    """For every query its labelled passage and a few others, with the logits to learn."""
+    """For every query its labelled passage and a few others, ``further`` of them from further down, with logits."""
     random = np.random.default_rng(0)
     texts, targets = [], []
     for candidates, answer in zip(found, answers, strict=True):
-        rows, logits = others(candidates, answer, len(passages), random)
+        rows, logits = others(candidates, answer, len(passages), random, further)
         own = candidates.logits[candidates.rows == answer]
         best = max(*logits, *own)
         texts.append([passages[row] for row in (answer, *rows)])
@@ -37,13 +37,18 @@ def lists(
     return Dataset.from_dict({"query": list(queries), "documents": texts, "label": targets})
 
 
-def excerpt_lists(
-    queries: Sequence[str], found: Sequence[Candidates], passages: Sequence[str], sources: Sequence[int]
+def unlabelled_lists(
+    queries: Sequence[str],
+    found: Sequence[Candidates],
+    passages: Sequence[str],
+    left_out: Sequence[int],
+    further: int = 2,
 ) -> Dataset:
-    """For excerpts of passages a few other passages, never the one it comes from."""
+    """For every query a few passages, never the one it was taken from (-1 for none), with the logits to learn."""
     random = np.random.default_rng(1)
     picked = [
-        others(candidates, source, len(passages), random) for candidates, source in zip(found, sources, strict=True)
+        others(candidates, source, len(passages), random, further)
+        for candidates, source in zip(found, left_out, strict=True)
     ]
     texts = [[passages[row] for row in rows] for rows, _ in picked]
     targets = [logits / SOFT for _, logits in picked]
@@ -51,7 +56,7 @@ def excerpt_lists(
 
 
 def others(
-    candidates: Candidates, left_out: int, total: int, random: np.random.Generator
+    candidates: Candidates, left_out: int, total: int, random: np.random.Generator, further: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and logits of a few candidates, and of a passage from anywhere, whose logit is 0."""
     kept = candidates.rows != left_out
@@ -59,10 +64,10 @@ def others(
     picks = np.concatenate(
         [
             random.choice(HARDEST, HARD, replace=False),
-            random.choice(np.arange(HARDEST, len(rows)), MIDDLING, replace=False),
+            random.choice(np.arange(HARDEST, len(rows)), further, replace=False),
         ]
     )
-    return np.append(rows[picks], random.integers(total)), np.append(logits[picks], 0.0)
+    return np.append(rows[picks], stranger(left_out, total, random)), np.append(logits[picks], 0.0)
 
 
 def assemble(folder: Path, max_length: int = 224) -> CrossEncoder:

@@ -63,6 +63,12 @@ def merge(cosine: np.ndarray, near: np.ndarray, lexical: np.ndarray, shares: np.
     return Candidates(rows[order], logits[order])
 
 
+def stranger(own: int, total: int, random: np.random.Generator) -> int:
+    """A row drawn from all but ``own``."""
+    row = int(random.integers(total - 1))
+    return row + (0 <= own <= row)
+
+
 def bm25(queries: Sequence[str], passages: Sequence[str], depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scores of the first ``depth`` passages of every query, each (queries, depth)."""
     stemmer = Stemmer.Stemmer("english")
