@@ -33,6 +33,8 @@ from bge_integrations.runtime.device import default_batch_tokens
 
 RESULTS = Path(__file__).parent
 QUERY = "how do I wrap a paragraph to a given width?"
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "openvino")
+Jobs = list[tuple[str, dict[str, Callable[[], object]]]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def main() -> None:
         ratios = measure(Path(folder), arguments.texts, arguments.repetitions)
     machine = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch with {torch.get_num_threads()} threads",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers")),
+        "versions": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         "command": f"python -m benchmarks --repetitions {arguments.repetitions} --texts {arguments.texts}",
     }
     (RESULTS / "results.json").write_text(
@@ -73,8 +75,8 @@ def measure(folder: Path, count: int, repetitions: int) -> list[Ratio]:
     """Every job of ours beside its peers, on one embedder and one reranker of the bge-small shape."""
     embedder_folder = make_embedder(folder / "embedder", SMALL)
     reranker_folder = make_reranker(folder / "reranker", SMALL)
-    embedder = BgeEmbedder(str(embedder_folder), query_instruction="", on_truncate="ignore")
-    reranker = BgeReranker(str(reranker_folder), on_truncate="ignore")
+    embedder = BgeEmbedder(str(embedder_folder), backend="torch", query_instruction="", on_truncate="ignore")
+    reranker = BgeReranker(str(reranker_folder), backend="torch", on_truncate="ignore")
     padded = padded_engine(embedder_folder)
     tokenize = partial(padded.tokenizer.texts, max_length=512)
     library, cross_encoder = SentenceTransformer(str(embedder_folder)), CrossEncoder(str(reranker_folder))
@@ -85,7 +87,7 @@ def measure(folder: Path, count: int, repetitions: int) -> list[Ratio]:
         with ThreadPoolExecutor(64) as pool:
             list(pool.map(call, queries))
 
-    jobs: list[tuple[str, dict[str, Callable[[], object]]]] = [
+    jobs: Jobs = [
         (
             f"{count} documents of mixed lengths",
             {
@@ -118,7 +120,49 @@ def measure(folder: Path, count: int, repetitions: int) -> list[Ratio]:
             },
         ),
     ]
+    for dtype in ("float32", "bfloat16", "int8"):
+        jobs += openvino_jobs(dtype, embedder_folder, reranker_folder, texts, pairs, library, cross_encoder, embedder)
     return [ratio for job, calls in jobs for ratio in compare(job, calls, repetitions)]
+
+
+def openvino_jobs(
+    dtype: str,
+    embedder_folder: Path,
+    reranker_folder: Path,
+    texts: list[str],
+    pairs: list[tuple[str, str]],
+    library: SentenceTransformer,
+    cross_encoder: CrossEncoder,
+    packed: BgeEmbedder,
+) -> Jobs:
+    """The same work on `backend="openvino"`, beside the libraries' default calls and our own torch backend."""
+    arguments = {"backend": "openvino", "dtype": dtype, "on_truncate": "ignore"}
+    embedder = BgeEmbedder(str(embedder_folder), query_instruction="", **arguments)
+    reranker = BgeReranker(str(reranker_folder), **arguments)
+    queries = [f"{QUERY} {i}" for i in range(len(texts))]
+    ours, torchs = f"bge_integrations, openvino {dtype}", "bge_integrations, torch float32"
+    return [
+        (
+            f"{len(texts)} documents, openvino {dtype}",
+            {
+                ours: lambda: embedder.encode_documents(texts),
+                "sentence-transformers, batch 32": lambda: library.encode(texts),
+                torchs: lambda: packed.encode_documents(texts),
+            },
+        ),
+        (
+            f"reranking 50 passages, openvino {dtype}",
+            {ours: lambda: reranker.score(pairs), "CrossEncoder.predict": lambda: cross_encoder.predict(pairs)},
+        ),
+        (
+            f"{len(texts)} single queries, one caller, openvino {dtype}",
+            {
+                ours: lambda: [embedder.encode_queries([q]) for q in queries],
+                "sentence-transformers": lambda: [library.encode(q) for q in queries],
+                torchs: lambda: [packed.encode_queries([q]) for q in queries],
+            },
+        ),
+    ]
 
 
 def padded_engine(folder: Path) -> Engine:

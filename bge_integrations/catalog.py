@@ -44,6 +44,7 @@ class ModelSpec:
         query_instruction: Text before every query; "" for none.
         document_instruction: Text before every document; "" for none.
         prompt: Of LLM-based rerankers, the text after query and passage; "" for cross-encoders.
+        start_layer: Of layerwise rerankers, the first layer that scores; None for others.
         outputs: What an embedder gives of "dense", "sparse" and "colbert".
         few_shot: Whether queries may come with examples.
         ends_in_eos: Whether every text ends in the end-of-sequence token, as it was trained.
@@ -71,6 +72,7 @@ class ModelSpec:
     query_instruction: str = ""
     document_instruction: str = ""
     prompt: str = ""
+    start_layer: int | None = None
     outputs: tuple[str, ...] = ("dense",)
     few_shot: bool = False
     ends_in_eos: bool = False
@@ -274,10 +276,10 @@ _ROWS = (
     _llm_reranker("BAAI/bge-reranker-v2-gemma", "llm", "gemma", hidden_size=2048, layers=18, vocab_size=256000,
                   params=2_506_172_416, max_positions=8192, license="not verified"),
     _llm_reranker("BAAI/bge-reranker-v2-minicpm-layerwise", "layerwise", "minicpm", hidden_size=2304, layers=40,
-                  vocab_size=122753, params=2_720_000_000, max_positions=2048, license="apache-2.0"),
+                  vocab_size=122753, params=2_720_000_000, max_positions=2048, license="apache-2.0", start_layer=8),
     _llm_reranker("BAAI/bge-reranker-v2.5-gemma2-lightweight", "lightweight", "cost_wise_gemma", hidden_size=3584,
                   layers=42, vocab_size=256000, params=9_240_000_000, max_positions=8192, license="gemma",
-                  aliases=("tiendung/gemma2reranking",),
+                  start_layer=8, aliases=("tiendung/gemma2reranking",),
                   prompt="Predict whether passage B contains an answer to query A."),
     _reranker("BAAI/Matroyshka-ReRanker-passage", "matroyshka", "", "en", layers=32, params=7_000_000_000,
               max_positions=None, license="not verified", unsupported=_NO_MATROYSHKA),

@@ -49,7 +49,9 @@ LAWS = {
     "inference.backends.openvino": law(INFERENCE, "numpy openvino"),
     "inference.backends.sentence_transformers": law(INFERENCE, "numpy torch sentence_transformers"),
     "runtime": law(
-        CORE, "numpy tqdm", "huggingface_hub safetensors sentence_transformers tokenizers torch transformers"
+        CORE,
+        "numpy tqdm",
+        "huggingface_hub nncf openvino safetensors sentence_transformers tokenizers torch transformers",
     ),
     "embed": law(f"embed {CORE}", "numpy"),
     "rerank": law(f"rerank {CORE}", "numpy"),

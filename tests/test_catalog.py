@@ -163,6 +163,7 @@ def test_llm_reranker_rows(name, family, model_type, hidden, layers, params, pos
     assert (row.max_length, row.max_positions) == (512, positions)
     assert (row.query_instruction, row.document_instruction) == ("A: ", "B: ")
     assert row.prompt.startswith(prompt)
+    assert row.start_layer == (None if family == "llm" else 8)
     assert row.unsupported is None
 
 

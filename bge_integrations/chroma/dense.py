@@ -56,7 +56,7 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
         max_length: int | None = None,
         truncate_dim: int | None = None,
         on_truncate: Literal["warn", "raise", "ignore"] = "warn",
-        backend: Literal["auto", "torch", "sentence_transformers"] = "auto",
+        backend: Literal["auto", "torch", "openvino", "sentence_transformers"] = "auto",
         device: object = None,
         dtype: object = None,
         revision: str | None = None,

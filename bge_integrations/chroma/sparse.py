@@ -47,7 +47,7 @@ class BgeM3SparseEmbeddingFunction(SparseEmbeddingFunction[Documents]):
         document_instruction: str = "",
         max_length: int | None = None,
         on_truncate: Literal["warn", "raise", "ignore"] = "warn",
-        backend: Literal["auto", "torch", "sentence_transformers"] = "auto",
+        backend: Literal["auto", "torch", "openvino", "sentence_transformers"] = "auto",
         device: object = None,
         dtype: object = None,
         revision: str | None = None,

@@ -38,6 +38,17 @@ def read_lines(stream: Iterable[str], *strings: str, lists: Iterable[str] = ()) 
         yield line
 
 
+def read_texts(lines: list[str]) -> list[str]:
+    """The texts of plain lines, or of JSON lines with "text" if the first begins with a brace; no blank ones.
+
+    Raises:
+        typer.BadParameter: Names the line and what it lacks.
+    """
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("{"):
+        lines = [line["text"] for line in read_lines(lines, "text")]
+    return [line for line in lines if line.strip()]
+
+
 def in_groups(lines: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield lists of at most `GROUP` lines, so that any number of lines takes a bounded memory."""
     lines = iter(lines)

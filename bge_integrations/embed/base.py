@@ -16,7 +16,7 @@ from bge_integrations.inference.call import Cut, Output, Rows
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense, Head
 from bge_integrations.inference.inputs import checked_texts, iterable_of_texts
-from bge_integrations.runtime.cache import ModelCache, Start
+from bge_integrations.runtime.cache import ModelCache, Prepare, Start
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.source import Kind, Resolved
 from bge_integrations.runtime.stream import Stream, as_they_are
@@ -133,8 +133,9 @@ class Embedder(ModelUser, ABC, Generic[E]):
     def fingerprint(self) -> str:
         """What decides document vectors, as 32 hexadecimal digits.
 
-        Covers the contents of weights and tokenizer, pooling, normalisation, dimensions, max_length and the document
-        instruction; not the path, device, backend, dtype or query instruction. Reads the weight files at first use.
+        Covers the contents of weights and tokenizer, pooling, normalisation, dimensions, max_length, the document
+        instruction and whether it runs in int8; not the path, device, backend, another dtype or the query instruction.
+        Reads the weight files at first use.
         """
         resolved = self._resolved()
         recipe = self._recipe(resolved)
@@ -144,7 +145,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
             "dim": recipe.dim,
             "max_length": recipe.max_length,
             "document_prefix": recipe.document_prefix,
-        }
+        } | ({"int8": True} if resolved.key.dtype == "int8" else {})
         return fingerprint(resolved.folder, settings, self._outputs)
 
     def describe(self) -> dict[str, object]:
@@ -211,12 +212,13 @@ class Embedder(ModelUser, ABC, Generic[E]):
         """The function that queues a chunk of texts of one side."""
 
         def start(chunk: list[str], index: int) -> Future[Output]:
-            return self._start(checked_texts(chunk, start=index), side, index)
+            texts = checked_texts(chunk, start=index)
+            return self._submit(texts, lambda part, offset: self._prepare(part, side, index + offset))
 
         return start
 
-    def _start(self, texts: list[str], side: Side, first: int) -> Future[Output]:
-        """Queues one call, whose texts the caller counts from `first`."""
+    def _prepare(self, texts: list[str], side: Side, first: int) -> Prepare[Output]:
+        """What queues one call, whose texts the caller counts from `first`."""
 
         def prepare(resolved: Resolved) -> "Start[Output]":
             recipe = self._recipe(resolved)
@@ -239,7 +241,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
 
             return start
 
-        return self._submit(prepare)
+        return prepare
 
     def _recipe(self, resolved: Resolved) -> Recipe:
         """Raises `ValueError` for what the files show to be impossible."""

@@ -36,9 +36,12 @@ class BgeEmbedder(Embedder[FloatArray]):
             folder's.
         truncate_dim: Keep the first so many dimensions, for models trained for that (Matryoshka).
         on_truncate: What a text over `max_length` causes: one warning a call, an error, or nothing.
-        backend: "auto", "torch", or "sentence_transformers" for that library's own pipeline.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-        dtype: "float32", "float16" or "bfloat16" of the weights; None takes float16 on cuda, float32 elsewhere.
+        backend: "torch", "openvino" (on a CPU; extra `openvino`), or "sentence_transformers" for that library's own
+            pipeline. "auto" takes the fastest that is installed and exact.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is. A list, as ["cuda:0", "cuda:1"], keeps a
+            replica on each: long calls are split among them, short ones go to the least busy.
+        dtype: "float32", "float16" or "bfloat16" of the weights, or "int8" on OpenVINO; None takes float16 on cuda,
+            float32 elsewhere.
         revision: The hub's branch, tag or commit.
         max_batch_tokens: Most tokens in a forward that holds texts of this object.
         like: The catalogue id that a fine-tune or a bare folder descends from.

@@ -1,12 +1,10 @@
 """What decides document vectors, as one short string."""
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.folder import Folder, content_hash
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,8 +20,8 @@ def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequenc
     """32 hexadecimal digits over the contents of a folder's weights and tokenizer, `settings`, and `outputs`."""
     tokenizer = next((folder.path / name for name in _TOKENIZER_FILES if (folder.path / name).is_file()), None)
     files = [*folder.weights(), *folder.module_weights(), *([tokenizer] if tokenizer else [])]
-    facts = {"files": [_content_hash(f, _state(f)) for f in files], "pipeline": _pipeline(folder), **settings}
-    if heads := {name: _content_hash(f, _state(f)) for name, f in folder.heads.items() if name in outputs}:
+    facts = {"files": [content_hash(f) for f in files], "pipeline": _pipeline(folder), **settings}
+    if heads := {name: content_hash(f) for name, f in folder.heads.items() if name in outputs}:
         facts |= {"outputs": list(outputs), "heads": heads}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -33,15 +31,3 @@ def _pipeline(folder: Folder) -> list[object]:
     in_settings = {"Transformer", "Normalize", *(("Pooling",) if folder.pooling and folder.include_prompt else ())}
     unusual: list[object] = [[m.type, dict(m.config)] for m in folder.modules if m.type not in in_settings]
     return [*unusual, *(["lower case"] if folder.settings.get("do_lower_case") else [])]
-
-
-def _state(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=256)
-def _content_hash(file: Path, _state: tuple[int, int]) -> str:
-    """The state is there for the cache: a changed file is read anew."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

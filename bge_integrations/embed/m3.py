@@ -141,8 +141,12 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
                 f"cannot give its {' and '.join(lacking)} output: heads are never made up. Download the files, or "
                 "leave it out of outputs=."
             )
-        if self.outputs != ("dense",) and resolved.key.backend == "sentence_transformers":
-            raise ValueError('backend="sentence_transformers" gives dense vectors only. Use backend="auto".')
+        backend = resolved.key.backend
+        if self.outputs != ("dense",) and backend in ("openvino", "sentence_transformers"):
+            raise UnsupportedModelError(
+                f'backend="{backend}" gives dense vectors only, and this embedder gives {", ".join(self.outputs)}. Use '
+                'backend="torch".'
+            )
         return super()._recipe(resolved)
 
     def _checked_outputs(self, outputs: Iterable[str]) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
-"""ONNX out: a model as a folder that Transformers.js and ONNX Runtime take as it is.
+"""A model as a folder: in ONNX, for Transformers.js and ONNX Runtime, or in int8, for this package on OpenVINO.
 
 Example:
     ```python
-    from bge_integrations.export import export_onnx
+    from bge_integrations.export import export_onnx, quantize_openvino
 
     report = export_onnx("BAAI/bge-base-en-v1.5", "bge-base-onnx")
+    report = quantize_openvino("BAAI/bge-base-en-v1.5", "bge-base-int8", my_texts)
     ```
 """
 
 from bge_integrations.export.exporter import ExportReport, export_onnx
+from bge_integrations.export.openvino import QuantizeReport, quantize_openvino
 
-__all__ = ["ExportReport", "export_onnx"]
+__all__ = ["ExportReport", "QuantizeReport", "export_onnx", "quantize_openvino"]

@@ -74,7 +74,7 @@ def export_onnx(
         True
     """
     started = time.perf_counter()
-    target = _free(Path(folder))
+    target = free(Path(folder))
     _require("onnx", "onnx_ir", "onnxruntime", "onnxscript")
     source = ModelSource(
         model=str(model),
@@ -90,7 +90,8 @@ def export_onnx(
     return ExportReport(target, subject.kind, sizes, agreement, time.perf_counter() - started)
 
 
-def _free(folder: Path) -> Path:
+def free(folder: Path) -> Path:
+    """The folder's absolute path; raises `ValueError` if something is in it."""
     folder = folder.expanduser().resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and is not an empty folder. Name a new one, or delete it first.")

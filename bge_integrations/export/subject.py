@@ -138,7 +138,7 @@ def _check_shape(model: str, model_type: str) -> None:
 def _embed(source: ModelSource) -> tuple[Mapping[str, object], NDArray[np.float32]]:
     embedder = BgeEmbedder(source.model, on_truncate="ignore", **_placed(source))
     facts = embedder.describe()
-    if facts["pooling"] != Pooling.CLS or facts["backend"] != "torch":
+    if facts["pooling"] != Pooling.CLS or facts["backend"] == "sentence_transformers":
         raise UnsupportedModelError(f"{source.model} does not simply pool by CLS. {_POSSIBLE}")
     return facts, embedder.encode_documents(TEXTS)
 

@@ -62,9 +62,9 @@ class TokenBatch:
     def max_seqlen(self) -> int:
         return int(self.lengths.max())
 
-    def padded(self, pad_id: int) -> tuple[IntArray, IntArray, IntArray | None]:
-        """Right-padded `(ids, attention_mask, types)`, each int64 (texts, max_seqlen)."""
-        mask = np.arange(self.max_seqlen) < self.lengths[:, None]
+    def padded(self, pad_id: int, width: int | None = None) -> tuple[IntArray, IntArray, IntArray | None]:
+        """Right-padded `(ids, attention_mask, types)`, each int64 (texts, width); None takes max_seqlen."""
+        mask = np.arange(width or self.max_seqlen) < self.lengths[:, None]
         ids = np.full(mask.shape, pad_id, dtype=np.int64)
         ids[mask] = self.ids
         types = None

@@ -62,11 +62,11 @@ class ModelFields(CoreModel):
     on_truncate: Literal["warn", "raise", "ignore"] = "warn"
     """What happens when a text is longer than `max_length`."""
     backend: str = "auto"
-    """"auto", "torch" or "sentence_transformers"."""
-    device: TorchName = None
-    """Such as "cpu" or "cuda:0"; None = the best there is."""
+    """"auto", "torch", "openvino" or "sentence_transformers"."""
+    device: TorchName | list[TorchName] = None
+    """Such as "cpu" or "cuda:0", or a list with a replica on each; None = the best there is."""
     dtype: TorchName = None
-    """Such as "float16"; None = the device's default, float32 on a CPU."""
+    """Such as "float16", or "int8" with OpenVINO; None = the device's default, float32 on a CPU."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     max_batch_tokens: int | None = None

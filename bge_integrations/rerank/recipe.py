@@ -89,13 +89,27 @@ def layers_of(
     """
     total = int(folder.config["num_hidden_layers"])
     start, step = int(folder.config.get("start_layer", 8)), int(folder.config.get("layer_sep", 1))
-    possible = range(start, total + 1, step)
-    if wrong := [layer for layer in cutoffs if layer not in possible]:
-        every = f" in steps of {step}" if step > 1 else ""
-        raise ValueError(f"cutoff_layers has {wrong}; this model scores after layers {start} to {total}{every}.")
-    if wrong := [layer for layer in compress_layers or () if not 0 < layer < total]:
-        raise ValueError(f"compress_layers has {wrong}; this model can compress before layers 1 to {total - 1}.")
+    check_layers(cutoffs, compress_layers or (), range(start, total + 1, step))
     return Layers(cutoffs or (total,), (8,) if compress_layers is None else compress_layers, compress_ratio)
+
+
+def check_layers(cutoffs: Sequence[int], compress_layers: Sequence[int], scoring: range) -> None:
+    """Refuses layers that a model does not have.
+
+    Args:
+        cutoffs: After how many layers to score.
+        compress_layers: Before which layers to compress.
+        scoring: After which layers the model has a head, the last included.
+
+    Raises:
+        ValueError: One of them is not there.
+    """
+    start, total = scoring[0], scoring[-1]
+    if wrong := [layer for layer in cutoffs if layer not in scoring]:
+        every = f" in steps of {scoring.step}" if scoring.step > 1 else ""
+        raise ValueError(f"cutoff_layers has {wrong}; this model scores after layers {start} to {total}{every}.")
+    if wrong := [layer for layer in compress_layers if not 0 < layer < total]:
+        raise ValueError(f"compress_layers has {wrong}; this model can compress before layers 1 to {total - 1}.")
 
 
 def layer_numbers(name: str, layers: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -11,8 +11,8 @@ from bge_integrations.catalog import ModelSpec
 from bge_integrations.inference.call import Cut, Output, Rows
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.inputs import checked_pairs, checked_texts
-from bge_integrations.rerank.recipe import ARGUMENTS, Recipe, layer_numbers, layers_of
-from bge_integrations.runtime.cache import ModelCache, Start
+from bge_integrations.rerank.recipe import ARGUMENTS, Recipe, check_layers, layer_numbers, layers_of
+from bge_integrations.runtime.cache import ModelCache, Prepare, Start
 from bge_integrations.runtime.source import Kind, Resolved
 from bge_integrations.runtime.stream import Stream, as_they_are
 from bge_integrations.runtime.user import BackendName, ModelUser, OnTruncate, positive
@@ -104,6 +104,9 @@ class BgeReranker(ModelUser):
         self.compress_ratio = None if compress_ratio is None else positive("compress_ratio", compress_ratio)
         if self._row:
             self._refuse_foreign_arguments(self._row)
+            if self._row.start_layer and self._row.layers and like is None:
+                scoring = range(self._row.start_layer, self._row.layers + 1)
+                check_layers(self.cutoff_layers or (), self.compress_layers or (), scoring)
 
     def score(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
         """Scores (query, passage) pairs.
@@ -201,7 +204,10 @@ class BgeReranker(ModelUser):
         return Stream(pairs, self._start, size, convert=as_they_are, report=self._report_cuts, bar=show_progress)
 
     def _start(self, pairs: list[Pair], first: int) -> Future[Output]:
-        """Queues one call, whose pairs the caller counts from `first`."""
+        return self._submit(pairs, lambda part, offset: self._prepare(part, first + offset))
+
+    def _prepare(self, pairs: list[Pair], first: int) -> Prepare[Output]:
+        """What queues one call, whose pairs the caller counts from `first`."""
 
         def prepare(resolved: Resolved) -> "Start[Output]":
             recipe = self._recipe(resolved)
@@ -218,7 +224,7 @@ class BgeReranker(ModelUser):
 
             return start
 
-        return self._submit(prepare)
+        return prepare
 
     def _recipe(self, resolved: Resolved) -> Recipe:
         """Raises `ValueError` for what the files show to be impossible."""

@@ -106,6 +106,11 @@ class ModelCache:
             resolved = self._known[source] = resolve(source, locate(source))
         return resolved
 
+    def depth(self, source: ModelSource) -> int:
+        """Calls that wait for a model or run on it; 0 where it is not loaded."""
+        resolved = self._known.get(source)
+        return self._residents.depth(resolved.key) if resolved else 0
+
     def stats(self) -> dict[str, Any]:
         """What is resident and what has happened: plain builtins, for logs and dashboards.
 

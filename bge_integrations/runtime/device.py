@@ -15,6 +15,7 @@ _DTYPES = {
     "float16": "float16",
     "bf16": "bfloat16",
     "bfloat16": "bfloat16",
+    "int8": "int8",
 }
 _DEFAULT_DTYPE = {"cpu": "float32", "mps": "float32", "cuda": "float16"}
 """The reference computes in float32 on a CPU and in float16 on a GPU (FlagEmbedding's use_fp16 default)."""
@@ -32,7 +33,7 @@ _UNITS = {
 }
 
 
-_IMPORTED_BY_LOADS = ("torch", "transformers", "sentence_transformers", "bge_integrations")
+_IMPORTED_BY_LOADS = ("torch", "transformers", "sentence_transformers", "openvino", "bge_integrations")
 _half_imported = False
 
 
@@ -47,13 +48,16 @@ def normalize_dtype(dtype: object) -> str | None:
     """One name for "fp16", "float16" and `torch.float16`; None stays None.
 
     Raises:
-        ValueError: The dtype is not float32, float16 or bfloat16.
+        ValueError: The dtype is not float32, float16, bfloat16 or int8.
     """
     if dtype is None:
         return None
     name = _DTYPES.get(str(dtype).removeprefix("torch."))
     if name is None:
-        raise ValueError(f"dtype={dtype!r} is not known. Use float32, float16, bfloat16, or None for the device's own.")
+        raise ValueError(
+            f"dtype={dtype!r} is not known. Use float32, float16, bfloat16, int8 (with OpenVINO), or None for the "
+            "device's own."
+        )
     return name
 
 
@@ -66,11 +70,30 @@ def normalize_device(device: object) -> str | None:
     if device is None:
         return None
     name = {"cuda": "cuda:0", "cpu:0": "cpu", "mps:0": "mps"}.get(str(device), str(device))
-    if not re.fullmatch(r"cpu|mps|cuda:\d+", name):
+    if not re.fullmatch(r"cpu(:\d+)?|mps|cuda:\d+", name):
         raise ValueError(
             f'device={device!r} is not known. Use "cpu", "mps", "cuda", "cuda:N", or None for the best one.'
         )
     return name
+
+
+def normalize_devices(device: object) -> tuple[str | None, ...]:
+    """The names of one device, or of a list of devices with a replica each.
+
+    "cpu" twice stands for two replicas on the CPU, named "cpu" and "cpu:1".
+
+    Raises:
+        ValueError: A name is not known, comes twice, or the list is empty.
+    """
+    if not isinstance(device, list | tuple):
+        return (normalize_device(device),)
+    names = [normalize_device(one) for one in device]
+    for index, name in enumerate(names):
+        if name == "cpu" and "cpu" in names[:index]:
+            names[index] = f"cpu:{index}"
+    if not names or None in names or len(set(names)) < len(names):
+        raise ValueError(f'device={device!r} must be one device or a list of different ones, as ["cuda:0", "cuda:1"].')
+    return tuple(names)
 
 
 def resolve_device(device: str | None) -> str:
@@ -95,7 +118,10 @@ def resolve_device(device: str | None) -> str:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device is None:
         return "cuda:0" if cuda else "mps" if mps else "cpu"
-    there = {"cpu": True, "mps": mps}.get(device, cuda and int(device.rpartition(":")[2]) < torch.cuda.device_count())
+    kind = device.partition(":")[0]
+    there = {"cpu": True, "mps": mps}.get(
+        kind, cuda and int(device.rpartition(":")[2] or 0) < torch.cuda.device_count()
+    )
     if not there:
         raise ValueError(f'device="{device}" is not on this machine. Use device=None for the best one there is.')
     return device

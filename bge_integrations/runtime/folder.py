@@ -1,5 +1,6 @@
 """What a model folder's own files say, read without loading weights or any framework."""
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,11 @@ from bge_integrations.types import Pooling
 
 LOCAL = "local-"
 """What a local folder's revision begins with; a hub revision is a commit hash."""
+
+OPENVINO_GRAPH = "openvino_model.xml"
+"""The graph of a folder that `bge quantize` wrote; its weights lie beside it, `.bin`."""
+OPENVINO_FACTS = "bge_openvino.json"
+"""What marks such a folder, and says how it was made."""
 
 _POOLING_MODES = {
     "cls": Pooling.CLS,
@@ -50,6 +56,8 @@ class Folder:
         cross_encoder: Whether sentence-transformers wrote it as a cross-encoder.
         settings: sentence_bert_config.json.
         tokenizer: tokenizer_config.json.
+        quantized: bge_openvino.json: how `bge quantize` made it. It then holds an int8 graph for OpenVINO instead of
+            weights. Empty without the file.
     """
 
     root: Path
@@ -61,6 +69,7 @@ class Folder:
     cross_encoder: bool
     settings: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
+    quantized: Mapping[str, Any]
 
     @property
     def model_type(self) -> str:
@@ -137,11 +146,17 @@ class Folder:
         return {name: file for name, file in files.items() if file.is_file()}
 
     def weights(self) -> tuple[Path, ...]:
-        """The files that transformers would read: safetensors where there are some, else `.bin`.
+        """The files that transformers would read: safetensors where there are some, else `.bin`; or an int8 graph's.
 
         Raises:
             MissingWeightsError: The folder has neither, or not every shard.
         """
+        if self.quantized:
+            graph = self.path / OPENVINO_GRAPH
+            files = (graph, graph.with_suffix(".bin"))
+            if absent := [file.name for file in files if not file.is_file()]:
+                raise MissingWeightsError(f"{self.path} lacks {', '.join(absent)}. Quantize the model again.")
+            return files
         for name in ("model.safetensors", "pytorch_model.bin"):
             if (self.path / name).is_file():
                 return (self.path / name,)
@@ -192,6 +207,7 @@ def read_folder(path: Path) -> Folder:
         cross_encoder=pipeline.get("model_type") == "CrossEncoder",
         settings=_json(inner / "sentence_bert_config.json"),
         tokenizer=_json(inner / "tokenizer_config.json"),
+        quantized=_json(inner / OPENVINO_FACTS),
     )
 
 
@@ -199,6 +215,18 @@ def revision_of(path: Path) -> str:
     """A local folder's revision: its files' names, sizes and times, so that retraining in place is seen."""
     states = repr(sorted(_states(str(path)))).encode()
     return LOCAL + hashlib.blake2s(states, digest_size=8).hexdigest()
+
+
+def content_hash(file: Path) -> str:
+    """The file's SHA-256; read once, and again when its size or time has changed."""
+    stat = file.stat()
+    return _content_hash(file, (stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _content_hash(file: Path, _state: tuple[int, int]) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _states(folder: str) -> list[tuple[str, int, int]]:

@@ -7,7 +7,7 @@ import logging
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
 from bge_integrations.inference.backends.base import Backend
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.tokenize import TextTokenizer
+from bge_integrations.runtime import openvino
 from bge_integrations.runtime.device import default_batch_tokens
 from bge_integrations.runtime.folder import LOCAL, Folder
 from bge_integrations.runtime.source import ModelKey, Resolved
@@ -55,9 +56,14 @@ def load(resolved: Resolved) -> Engine:
     started = time.perf_counter()
     with _one_load, _quiet():
         tokenizer = _tokenizer(resolved)
+        text_tokenizer, pad_id = _text_tokenizer(tokenizer, folder), tokenizer.pad_token_id or 0
         try:
             if key.backend == "sentence_transformers":
-                backend = _pipeline(resolved, pad_id=tokenizer.pad_token_id or 0)
+                backend = _pipeline(resolved, pad_id=pad_id)
+            elif key.backend == "openvino":
+                backend = openvino.load_backend(
+                    resolved, text_tokenizer, pad_id=pad_id, module=lambda: _encoder_module(resolved, "float32", "sdpa")
+                )
             else:
                 backend = _model(resolved, tokenizer)
         except pickle.UnpicklingError as error:
@@ -71,7 +77,7 @@ def load(resolved: Resolved) -> Engine:
         key.model, time.perf_counter() - started, backend.nbytes, key.device, key.dtype, backend.engine,
     )  # fmt: skip
     return Engine(
-        _text_tokenizer(tokenizer, folder),
+        text_tokenizer,
         backend,
         device=key.device,
         max_batch_tokens=default_batch_tokens(key.device),
@@ -136,27 +142,23 @@ def _model(resolved: Resolved, tokenizer: Any) -> Backend:
     return _decoder(resolved) if language_model else _encoder(resolved, tokenizer)
 
 
-def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
-    import torch
-    from transformers import AutoModel, AutoModelForSequenceClassification
+def quantized_graph(resolved: Resolved, texts: Sequence[str]) -> Any:
+    """An encoder as an int8 graph for OpenVINO, calibrated on texts; raises as `load` and `openvino` do."""
+    with _one_load, _quiet():
+        tokenizer = _text_tokenizer(_tokenizer(resolved), resolved.folder)
+        return openvino.quantized_graph(
+            resolved.folder, tokenizer, lambda: _encoder_module(resolved, "float32", "sdpa"), texts
+        )
 
+
+def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
     from bge_integrations.inference.backends import varlen
     from bge_integrations.inference.backends.pytorch import TorchBackend
 
     key, folder = resolved.key, resolved.folder
     padded_because = _padded_reason(resolved)
-    attention = {} if resolved.reason else {"attn_implementation": "sdpa" if padded_because else varlen.NAME}
-    auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
-    extra: dict[str, Any] = {} if folder.is_reranker else {"add_pooling_layer": False}
-    model, report = auto.from_pretrained(
-        folder.path,
-        dtype=getattr(torch, key.dtype),
-        trust_remote_code=resolved.trust_remote_code,
-        **_REPORTED,
-        **attention,
-        **extra,
-    )
-    _refuse_missing(report, folder)
+    attention = None if resolved.reason else "sdpa" if padded_because else varlen.NAME
+    model = _encoder_module(resolved, key.dtype, attention)
     for name, head in _heads(folder).items():
         setattr(model, f"{name}_linear", head.to(model.dtype))
     special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
@@ -166,6 +168,27 @@ def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
         engine=f"padded: {padded_because}" if padded_because else "packed",
         unused=tuple({token for token in special if token is not None}),
     )
+
+
+def _encoder_module(resolved: Resolved, dtype: str, attention: str | None) -> Any:
+    """The whole checkpoint, on the CPU; `attention` None leaves the choice to transformers."""
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    folder = resolved.folder
+    auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
+    extra: dict[str, Any] = {} if folder.is_reranker else {"add_pooling_layer": False}
+    if attention:
+        extra["attn_implementation"] = attention
+    model, report = auto.from_pretrained(
+        folder.path,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=resolved.trust_remote_code,
+        **_REPORTED,
+        **extra,
+    )
+    _refuse_missing(report, folder)
+    return model
 
 
 def _heads(folder: Folder) -> dict[str, Any]:
@@ -229,7 +252,7 @@ def _decoder_engine(resolved: Resolved, config: Any) -> str:
     from bge_integrations.inference.backends import varlen
 
     key = resolved.key
-    if key.device == "cpu":
+    if key.device.startswith("cpu"):
         return "packed"
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     on_cuda = key.device.startswith("cuda")
@@ -245,7 +268,7 @@ def _padded_reason(resolved: Resolved) -> str:
     if resolved.reason:
         return resolved.reason
     if not key.device.startswith("cuda"):
-        return "" if key.device == "cpu" else f"packing is not tried on {key.device}"
+        return "" if key.device.startswith("cpu") else f"packing is not tried on {key.device}"
     head_size = int(config["hidden_size"]) // int(config["num_attention_heads"])
     return varlen.kernel_refusal(key.device, key.dtype, head_size)
 
@@ -279,7 +302,7 @@ def _unmapped(model: Any, key: ModelKey) -> Any:
 
     The hub's files never change, so their weights stay mapped, and processes share the memory.
     """
-    if key.device == "cpu" and key.revision.startswith(LOCAL):
+    if key.device.startswith("cpu") and key.revision.startswith(LOCAL):
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
     return model

@@ -66,6 +66,12 @@ class Residents:
         with self._changed:
             return [resident for resident in self._table.values() if resident.engine]
 
+    def depth(self, key: ModelKey) -> int:
+        """Calls that wait for a model or run on it; 0 where it is not loaded."""
+        with self._changed:
+            resident = self._table.get(key)
+            return resident.engine.stats.queue_depth if resident and resident.engine else 0
+
     def lease_if_ready(self, key: ModelKey) -> Resident | None:
         """A leased model, or None where that would take a load or a wait."""
         with self._changed:

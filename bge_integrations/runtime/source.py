@@ -2,14 +2,17 @@
 
 import functools
 import os
+import platform
 import re
+import sys
 import threading
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from bge_integrations.catalog import ModelSpec, get_spec, list_models
-from bge_integrations.errors import UnknownModelError, UnsupportedModelError, WrongKindError
+from bge_integrations.errors import MissingExtraError, UnknownModelError, UnsupportedModelError, WrongKindError
 from bge_integrations.runtime.device import default_dtype, resolve_device
 from bge_integrations.runtime.folder import Folder, read_folder, revision_of
 
@@ -22,7 +25,11 @@ _LLM_MODEL_TYPES = {"llm": _DECODERS, "layerwise": ("minicpm",), "lightweight": 
 _FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
 _FAST_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_linear.pt"]
+_OTHER_FILES = ["*pytorch_model*.bin", "openvino_model.*"]
 _NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
+_WEIGHTS = (".safetensors", ".bin")
+_WORTH_CONVERTING = 50_000_000
+"""Bytes of weights from which backend="auto" takes OpenVINO; a smaller model is rarely run long enough to gain."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _download_lock = threading.Lock()
 
@@ -150,8 +157,9 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
         raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
     _check_architecture(source, folder, spec)
     backend, reason = _choose_backend(source, folder, spec)
-    device = resolve_device(source.device)
-    key = ModelKey(located.model, located.revision, backend, device, source.dtype or default_dtype(device))
+    device = resolve_device(source.device or ("cpu" if backend == "openvino" else None))
+    dtype = source.dtype or ("int8" if folder.quantized else default_dtype(device))
+    key = ModelKey(located.model, located.revision, backend, device, dtype)
     return Resolved(key, folder, spec, found_by, reason, source.trust_remote_code)
 
 
@@ -189,6 +197,8 @@ def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[Mo
         return spec, f"by its id {spec.id}" if source.model == spec.id else f"{source.model} stands for {spec.id}"
     if source.like is not None:
         return get_spec(source.like), f'like="{source.like}"'
+    if parent := folder.quantized.get("like"):
+        return get_spec(parent), f"it was quantized from a model like {parent}"
     spec = _row(str(folder.config.get("_name_or_path", "")), None)
     if spec and spec.id == folder.config["_name_or_path"] and _same_shape(spec, folder):
         return spec, f"config.json names {spec.id}, and the shapes agree"
@@ -239,14 +249,22 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
 def _choose_backend(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
     own_code = source.trust_remote_code and "auto_map" in folder.config
     reason = "it brings its own code" if own_code else _slow_reason(folder)
-    if spec and spec.family in _LLM_MODEL_TYPES:
-        if source.backend == "sentence_transformers":
-            raise UnsupportedModelError(f'backend="sentence_transformers" cannot run {spec.id}. Use backend="auto".')
-        return "torch", ""
-    if source.kind == "reranker" and folder.labels != 1:
+    language_model = spec if spec and spec.family in _LLM_MODEL_TYPES else None
+    if source.kind == "reranker" and not language_model and folder.labels != 1:
         raise UnsupportedModelError(
             f"{source.model} has {folder.labels} labels; a reranker needs a sequence classifier with exactly one."
         )
+    if source.backend == "openvino" or source.dtype == "int8" or folder.quantized:
+        _check_openvino(source, folder, reason)
+        return "openvino", ""
+    if language_model:
+        if source.backend == "sentence_transformers":
+            raise UnsupportedModelError(
+                f'backend="sentence_transformers" cannot run {language_model.id}. Use backend="auto".'
+            )
+        return "torch", ""
+    if not reason and _openvino_pays(source, folder):
+        return "openvino", ""
     if source.backend == "torch" and reason and source.kind == "embedder":
         raise UnsupportedModelError(
             f'backend="torch" cannot run {source.model}: {reason}. Use backend="auto" or "sentence_transformers".'
@@ -256,6 +274,38 @@ def _choose_backend(source: ModelSource, folder: Folder, spec: ModelSpec | None)
     if source.backend == "auto" and reason and source.kind == "embedder":
         return "sentence_transformers", reason
     return "torch", reason
+
+
+def _check_openvino(source: ModelSource, folder: Folder, reason: str) -> None:
+    """Refuses what OpenVINO cannot run."""
+    if folder.quantized and (source.backend not in ("auto", "openvino") or source.dtype not in (None, "int8")):
+        raise UnsupportedModelError(
+            f'{source.model} holds an int8 graph for OpenVINO: backend "auto" or "openvino", dtype None or "int8". '
+            "For others use the model that it was made from."
+        )
+    if reason:
+        raise UnsupportedModelError(f'backend="openvino" cannot run {source.model}: {reason}. Use backend="auto".')
+    if source.device and not source.device.startswith("cpu"):
+        raise UnsupportedModelError(f'backend="openvino" runs on the CPU, not on device="{source.device}".')
+    if source.dtype == "float16":
+        raise UnsupportedModelError('backend="openvino" has no dtype="float16". Use float32, bfloat16 or int8.')
+    require_openvino()
+
+
+def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
+    """Whether OpenVINO is there and gives torch's numbers sooner: benchmarks/README.md has what was measured.
+
+    Heads besides the dense one stay with torch, and with them their model, so that there is one copy of it.
+    """
+    return (
+        source.backend == "auto"
+        and source.dtype in (None, "float32")
+        and not folder.heads
+        and sum(f.stat().st_size for f in folder.path.iterdir() if f.suffix in _WEIGHTS) >= _WORTH_CONVERTING
+        and platform.machine().lower() in ("x86_64", "amd64")
+        and find_spec("openvino") is not None
+        and resolve_device(source.device).startswith("cpu")
+    )
 
 
 def _slow_reason(folder: Folder) -> str:
@@ -273,6 +323,15 @@ def _slow_reason(folder: Folder) -> str:
     if unknown_settings:
         return f"sentence_bert_config.json sets {', '.join(unknown_settings)}"
     return ""
+
+
+def require_openvino(*modules: str) -> None:
+    """Raises `MissingExtraError` where openvino, or one of `modules`, is not installed."""
+    missing = [module for module in ("openvino", *modules) if module not in sys.modules and not find_spec(module)]
+    if missing:
+        raise MissingExtraError(
+            f'backend="openvino" needs {", ".join(missing)}. Install it: pip install "bge_integrations[openvino]"'
+        )
 
 
 @functools.cache
@@ -305,7 +364,7 @@ def _download(
 
     try:
         path = fetch(_FILES)
-        return path if list(path.glob("**/*.safetensors")) else fetch([*_FILES, "*pytorch_model*.bin"])
+        return path if list(path.glob("**/*.safetensors")) else fetch([*_FILES, *_OTHER_FILES])
     except GatedRepoError as error:
         raise UnknownModelError(
             f"{repository} asks you to accept its terms on the hub first; then pass token=. ({error})"

@@ -3,23 +3,26 @@
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import Literal, TypeVar, get_args
 
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
 from bge_integrations.errors import InputTooLongError, UnknownModelError
 from bge_integrations.inference.batch import Encoding
-from bge_integrations.inference.call import Cut
+from bge_integrations.inference.call import Cut, Output
 from bge_integrations.inference.engine import Check, accept
 from bge_integrations.runtime.cache import ModelCache, Prepare, default_cache
-from bge_integrations.runtime.device import normalize_device, normalize_dtype
+from bge_integrations.runtime.device import normalize_devices, normalize_dtype
 from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.replicas import spread
 from bge_integrations.runtime.source import Kind, ModelSource, Resolved, check_kind
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 OnTruncate = Literal["warn", "raise", "ignore"]
-BackendName = Literal["auto", "torch", "sentence_transformers"]
+BackendName = Literal["auto", "torch", "openvino", "sentence_transformers"]
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -53,9 +56,10 @@ class ModelUser:
         self.model = os.fspath(model)
         self.max_length = None if max_length is None else positive("max_length", max_length)
         self.on_truncate = _one_of("on_truncate", on_truncate, ("warn", "raise", "ignore"))
-        self.backend = _one_of("backend", backend, ("auto", "torch", "sentence_transformers"))
-        self.device = normalize_device(device)
-        self.dtype = normalize_dtype(dtype)
+        self.backend = _one_of("backend", backend, get_args(BackendName))
+        devices = normalize_devices(device)
+        self.device = devices[0] if len(devices) == 1 else devices
+        self.dtype = _dtype_of(dtype, self.backend)
         self.revision = revision
         self.max_batch_tokens = None if max_batch_tokens is None else positive("max_batch_tokens", max_batch_tokens)
         self.like = like
@@ -73,7 +77,7 @@ class ModelUser:
             kind=self.kind,
             revision=revision,
             backend=self.backend,
-            device=self.device,
+            device=devices[0],
             dtype=self.dtype,
             like=like,
             cache_folder=self.cache_folder,
@@ -101,8 +105,25 @@ class ModelUser:
     def _resolved(self) -> Resolved:
         return self._cache.resolve(self._source)
 
-    def _submit(self, prepare: Prepare[T]) -> "Future[T]":
-        return self._cache.submit(self._source, prepare)
+    def _submit(self, items: list[Item], prepare: Callable[[list[Item], int], Prepare[Output]]) -> "Future[Output]":
+        """Runs one call, on as many replicas as there are devices.
+
+        Args:
+            items: Texts or pairs.
+            prepare: Given some of them and the index of their first, what `ModelCache.submit` takes.
+        """
+
+        def start(source: ModelSource, part: list[Item], index: int) -> "Future[Output]":
+            return self._cache.submit(source, prepare(part, index))
+
+        return spread(items, self._replicas, start, self._cache.depth)
+
+    @property
+    def _replicas(self) -> tuple[ModelSource, ...]:
+        """What to load on each device."""
+        if not isinstance(self.device, tuple):
+            return (self._source,)
+        return tuple(replace(self._source, device=device) for device in self.device)
 
     def _limit(self, folder: Folder, default: int) -> int:
         """Tokens at which a text is cut: the caller's, else `default`, as far as the model's positions go.
@@ -161,6 +182,13 @@ def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number above 0.")
     return value
+
+
+def _dtype_of(dtype: object, backend: str) -> str | None:
+    name = normalize_dtype(dtype)
+    if name == "int8" and backend not in ("auto", "openvino"):
+        raise ValueError(f'dtype="int8" runs on backend="openvino" alone, not on backend="{backend}".')
+    return name
 
 
 def _one_of(name: str, value: T, possible: tuple[str, ...]) -> T:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bge_integrations.errors import MissingWeightsError
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 

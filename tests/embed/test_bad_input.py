@@ -89,7 +89,7 @@ def test_an_error_of_the_callers_generator_is_passed_on(embedder):
 
 ARGUMENTS = {
     "device": ["gpu", "cuda:x", 0, "", "CPU"],
-    "dtype": ["int8", "float64", 16, ""],
+    "dtype": ["int4", "float64", 16, ""],
     "backend": ["onnx", "Torch", None, ""],
     "on_truncate": ["cut", None, "", "Warn", True],
     "max_length": [0, -1, True, False, 512.0, "512"],

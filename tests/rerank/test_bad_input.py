@@ -93,7 +93,7 @@ def test_a_lone_surrogate_is_named(reranker):
 
 ARGUMENTS = {
     "device": ["gpu", 0, ""],
-    "dtype": ["int8", "float64", ""],
+    "dtype": ["int4", "float64", ""],
     "backend": ["onnx", None],
     "on_truncate": ["cut", None],
     "max_length": [0, -1, True, 512.0, "512"],

@@ -151,6 +151,20 @@ def test_layers_that_are_not_there(arguments, message, reranker, cache):
     assert cache.stats()["loads"] == 0
 
 
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (LAYERWISE, {"cutoff_layers": [7]}, "layers 8 to 40"),
+        (LAYERWISE, {"cutoff_layers": [28, 41]}, r"cutoff_layers has \[41\]"),
+        (LIGHTWEIGHT, {"cutoff_layers": [43]}, "layers 8 to 42"),
+        (LIGHTWEIGHT, {"compress_layers": [42]}, "layers 1 to 41"),
+    ],
+)
+def test_layers_that_the_catalogue_knows_not_to_be_there(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BgeReranker(model, **arguments)
+
+
 @pytest.mark.parametrize("value", [28, [], ["28"], [2.5], [True], "28"])
 @pytest.mark.parametrize("name", ["cutoff_layers", "compress_layers"])
 def test_what_is_no_list_of_layers(name, value):
