@@ -9,7 +9,14 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bge_integrations import BgeReranker, MissingWeightsError, UnsupportedModelError, WrongKindError, get_spec
+from bge_integrations import (
+    BgeEmbedder,
+    BgeReranker,
+    MissingWeightsError,
+    UnsupportedModelError,
+    WrongKindError,
+    get_spec,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 GEMMA = "BAAI/bge-reranker-v2-gemma"
@@ -208,6 +215,16 @@ def test_a_cross_encoder_has_no_layers(xlmr_reranker, gemma, reranker, cache):
 def test_a_language_model_alone_is_no_reranker(gemma, cache):
     with pytest.raises(WrongKindError, match="is a language model .* pass like="):
         BgeReranker(str(gemma), cache=cache).score([("a", "b")])
+
+
+def test_one_folder_as_an_embedder_and_as_a_reranker(gemma, reranker, cache):
+    as_embedder = BgeEmbedder(str(gemma), like="BAAI/bge-multilingual-gemma2", cache=cache)
+    as_embedder.encode_queries(["a"])
+    with pytest.raises(WrongKindError, match="loaded as an embedder already"):
+        reranker(gemma, GEMMA).score([("a", "b")])
+    cache.clear()
+    assert len(reranker(gemma, GEMMA).score([("a", "b")])) == 1
+    assert as_embedder.encode_queries(["a"]).shape == (1, 32)
 
 
 @pytest.mark.parametrize("like", [LAYERWISE, LIGHTWEIGHT])

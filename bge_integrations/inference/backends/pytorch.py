@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bge_integrations.errors import WrongKindError
 from bge_integrations.inference.backends.base import DeviceMemoryError
 from bge_integrations.inference.backends.m3 import m3_rows
 from bge_integrations.inference.backends.pooling import dense_rows
@@ -148,7 +149,13 @@ def _classify(model: Any, first: torch.Tensor) -> torch.Tensor:
 
 def _token_logit(model: Any, last: torch.Tensor, token: int) -> torch.Tensor:
     """One token's logit from each text's last hidden state, through the model's own output embedding."""
-    logits = (last @ model.get_output_embeddings().weight[token])[:, None]
+    output = model.get_output_embeddings()
+    if output is None:  # one folder serves as an embedder and as a reranker
+        raise WrongKindError(
+            "This folder is loaded as an embedder already, without the output layer that reranking needs. Unload it "
+            "first, or give the reranker a ModelCache of its own."
+        )
+    logits = (last @ output.weight[token])[:, None]
     return softcapped(logits, getattr(model.config, "final_logit_softcapping", None))
 
 
