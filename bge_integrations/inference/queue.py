@@ -8,12 +8,13 @@ a bulk job to end.
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteError, OverloadedError
-from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
+from bge_integrations.inference.backends.base import Backend, DeviceMemoryError, Launched
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.batching import BatchSize
 from bge_integrations.inference.call import Call, Item, Rows
@@ -26,6 +27,8 @@ LOOKAHEAD = 8
 """Batches' worth of tokens that a call keeps tokenized: enough to sort by length, little enough to hold."""
 CLEAN_BATCHES = 16
 """Batches without an out-of-memory after which the budget that one had halved is doubled again."""
+
+_Batch = tuple[list[Item], Launched]
 
 
 class Queue:
@@ -45,6 +48,7 @@ class Queue:
         self._calls: list[Call] = []
         self._closed = False
         self._worker: threading.Thread | None = None
+        self._launched: _Batch | None = None
         self._turn = 0
         self._budget: int | None = None
         self._failed_at = self._clean = 0
@@ -96,25 +100,36 @@ class Queue:
     def _work(self) -> None:
         while self._step():
             pass
+        with self._condition:
+            for call in self._calls:
+                call.fail(ClosedError("The model was closed while the call waited."))
+            self._calls.clear()
 
     def _step(self) -> bool:
-        """Waits for calls and runs one batch of them; False when the queue is closed."""
-        with self._condition:
-            while True:
-                self._calls[:] = [call for call in self._calls if not call.done]
-                if self._closed:
-                    for call in self._calls:
-                        call.fail(ClosedError("The model was closed while the call waited."))
-                    self._calls.clear()
-                    return False
-                if self._calls:
-                    break
-                self._condition.wait()
-            calls = list(self._calls)
+        """Runs one batch; False when the queue is closed.
+
+        While a device goes on by itself with one, the next is tokenized and launched, and only then waited for the one.
+        """
+        calls = self._next_calls()
+        before, self._launched = self._launched, None
         self._turn += 1
         if items := self._assemble(self._in_turn(calls)):
-            self._run(items)
-        return True
+            self._launched = self._launch(items)
+        if before:
+            self._collect(*before)
+        return bool(calls or before)
+
+    def _next_calls(self) -> list[Call]:
+        """Waits for calls, unless a batch is under way; none when the queue is closed."""
+        with self._condition:
+            while True:
+                # This may let go of the last user of the model, and so close the queue from within.
+                self._calls[:] = [call for call in self._calls if not call.done]
+                if self._closed:
+                    return []
+                if self._calls or self._launched:
+                    return list(self._calls)
+                self._condition.wait()
 
     def _in_turn(self, calls: list[Call]) -> list[Call]:
         """Least served first, and of those the shortest, so a fresh query passes every bulk job.
@@ -122,7 +137,7 @@ class Queue:
         Every other batch begins with the call that waited longest, so fresh queries can't starve a bulk job.
         """
         calls.sort(key=lambda call: (call.served, len(call.texts)))
-        if self._turn % 2:
+        if calls and self._turn % 2:
             longest_waiting = min(calls, key=lambda call: call.last_turn)
             calls.remove(longest_waiting)
             calls.insert(0, longest_waiting)
@@ -152,20 +167,37 @@ class Queue:
                 break
         return items
 
-    def _run(self, items: list[Item]) -> None:
+    def _launch(self, items: list[Item]) -> _Batch | None:
+        """Computes a batch, or has the device do it; what is still to be collected."""
+        with self._told(items):
+            rows = self._forward(items)
+            if isinstance(rows, Launched):
+                return items, rows
+            self._deliver(items, rows)
+        return None
+
+    def _collect(self, items: list[Item], launched: Launched) -> None:
+        with self._told(items):
+            self._deliver(items, launched.rows())
+
+    def _deliver(self, items: list[Item], rows: Rows) -> None:
+        rows = self._finite(items, rows)
+        self._count(items)
+        for call, chosen in _by_call(items).items():
+            call.deliver([items[i].index for i in chosen], rows[chosen])
+
+    @contextmanager
+    def _told(self, items: list[Item]) -> Iterator[None]:
+        """Makes the batch smaller after an out-of-memory, and gives any other error to its callers."""
         try:
-            rows = self._finite(items, self._forward(items))
+            yield
         except DeviceMemoryError as error:
             self._halve(items, error)
         except BaseException as error:  # every caller in the batch gets it, whatever it is; the worker lives on
             for call in {item.call for item in items}:
                 call.fail(error)
-        else:
-            self._count(items)
-            for call, chosen in _by_call(items).items():
-                call.deliver([items[i].index for i in chosen], rows[chosen])
 
-    def _forward(self, items: Sequence[Item], *, exact: bool = False) -> Rows:
+    def _forward(self, items: Sequence[Item], *, exact: bool = False) -> Rows | Launched:
         batch = TokenBatch.of([item.encoding for item in items])
         with self._device:
             return self._backend.run(batch, items[0].call.head, exact=exact)
@@ -176,7 +208,8 @@ class Queue:
         if not bad:
             return rows
         logger.warning("%d of %d rows were not finite; computing them again in float32", len(bad), len(rows))
-        rows[bad] = self._forward([items[i] for i in bad], exact=True)
+        again = self._forward([items[i] for i in bad], exact=True)
+        rows[bad] = again.rows() if isinstance(again, Launched) else again
         for i in _not_finite(rows[bad]):
             item = items[bad[i]]
             item.call.fail(NonFiniteError(f"The model gives NaN or infinity for text {item.position}, in float32 too."))

@@ -285,12 +285,10 @@ def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
 def _at_exit() -> None:
     """Calls that wait get no answer: it would only wake their threads to die with a traceback."""
     ending.set()
-    caches = list(_caches.values())
-    engines = [resident.loaded for cache in caches for resident in cache._residents.loaded()]  # noqa: SLF001
-    for engine in engines:
-        engine.close()
-    loaders = [thread for cache in caches for thread in cache._loaders]  # noqa: SLF001
-    stop([*loaders, *(engine.worker for engine in engines if engine.worker)])
+    for cache in list(_caches.values()):
+        for resident in cache._residents.loaded():  # noqa: SLF001
+            resident.loaded.close()
+    stop(thread for thread in threading.enumerate() if thread.name.startswith("bge-"))
 
 
 def _after_fork_in_child() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
@@ -153,20 +154,26 @@ def quantized_graph(resolved: Resolved, texts: Sequence[str]) -> Any:
 
 def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
     from bge_integrations.inference.backends import varlen
-    from bge_integrations.inference.backends.pytorch import TorchBackend
+    from bge_integrations.inference.backends.fused import Fusing
+    from bge_integrations.inference.backends.graphs import ForwardGraphs
+    from bge_integrations.inference.backends.pytorch import TorchBackend, packed_hidden
 
     key, folder = resolved.key, resolved.folder
     padded_because = _padded_reason(resolved)
+    on_cuda = not padded_because and key.device.startswith("cuda")
     attention = None if resolved.reason else "sdpa" if padded_because else varlen.NAME
     model = _encoder_module(resolved, key.dtype, attention)
     for name, head in _heads(folder).items():
         setattr(model, f"{name}_linear", head.to(model.dtype))
+    _unmapped(model.to(key.device), key)
     special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
     return TorchBackend(
-        _unmapped(model.to(key.device), key),
+        model,
         packed=not padded_because,
         engine=f"padded: {padded_because}" if padded_because else "packed",
         unused=tuple({token for token in special if token is not None}),
+        fusing=Fusing(model.base_model.encoder.layer) if on_cuda else None,
+        graphs=ForwardGraphs(partial(packed_hidden, model), model.device) if on_cuda else None,
     )
 
 

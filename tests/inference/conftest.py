@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from bge_integrations.inference.backends import varlen
-from bge_integrations.inference.backends.base import DeviceMemoryError
+from bge_integrations.inference.backends.base import DeviceMemoryError, Launched
 from bge_integrations.inference.backends.pytorch import TorchBackend
 from bge_integrations.inference.batch import Encoding, TokenBatch
 from bge_integrations.inference.call import Call, Output
@@ -76,15 +76,39 @@ def encode(texts: Sequence[str]) -> list[Encoding]:
     ]
 
 
+class DetachedBackend(RecordingBackend):
+    """The same on a device that goes on by itself, as CUDA does; that it has no room it says at once."""
+
+    def __init__(self, *, padded: bool) -> None:
+        super().__init__(padded=padded)
+        self._device = ThreadPoolExecutor(1)
+
+    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Launched:
+        compute = super().run
+        if (batch.max_seqlen * len(batch) if self.padded else len(batch.ids)) > self.capacity:
+            return compute(batch, head, exact=exact)
+        return Launched(self._device.submit(compute, batch, head, exact=exact).result)
+
+    def close(self) -> None:
+        self._device.shutdown()
+
+
 class Bench:
     """A queue over a `RecordingBackend`."""
 
     encode = staticmethod(encode)
 
     def __init__(
-        self, *, padded: bool = False, max_waiting: int = MAX_WAITING_CALLS, device: DeviceLock | None = None
+        self,
+        *,
+        padded: bool = False,
+        max_waiting: int = MAX_WAITING_CALLS,
+        device: DeviceLock | None = None,
+        detached: bool = False,
     ) -> None:
-        self.backend = RecordingBackend(padded=padded)
+        self.backend = DetachedBackend(padded=padded) if detached else RecordingBackend(padded=padded)
+        self.ahead = int(detached)
+        """Batches that the queue gives to the device while another runs."""
         self.queue = Queue(self.backend, device or DeviceLock(), max_waiting=max_waiting)
 
     @property
@@ -134,12 +158,13 @@ def make_bench() -> Iterator[Callable[..., Bench]]:
     for bench in benches:
         bench.queue.close()
         bench.queue.join(timeout=30)
+        bench.backend.close()
         assert bench.queue.worker is None or not bench.queue.worker.is_alive()
 
 
-@pytest.fixture
-def bench(make_bench: Callable[..., Bench]) -> Bench:
-    return make_bench()
+@pytest.fixture(params=[False, True], ids=["attached", "detached"])
+def bench(make_bench: Callable[..., Bench], request: pytest.FixtureRequest) -> Bench:
+    return make_bench(detached=request.param)
 
 
 @pytest.fixture(scope="session")

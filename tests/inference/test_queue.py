@@ -82,7 +82,7 @@ def test_a_query_during_a_bulk_call_is_in_the_next_batch_but_one(bench, rows_of,
     eventually(lambda: bool(queries))
     assert queries[0].result(timeout=30).rows.tolist() == rows_of([QUERY])
     bulk.cancel()
-    assert bench.batch_of(QUERY) <= number + 2
+    assert bench.batch_of(QUERY) <= number + 2 + bench.ahead
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 7, 8])
@@ -100,7 +100,7 @@ def test_a_query_among_several_bulk_calls_is_in_the_next_batch_but_one(bench, ro
     bench.backend.during = during
     bench.submit(BULK[:1000], max_batch_tokens=512).result(timeout=30)
     assert futures[-1].result(timeout=30).rows.tolist() == rows_of([QUERY])
-    assert bench.batch_of(QUERY) <= number + 2
+    assert bench.batch_of(QUERY) <= number + 2 + bench.ahead
     assert all(future.result(timeout=30).rows.tolist() == rows_of(BULK[:1000]) for future in futures[:-1])
 
 
@@ -185,3 +185,22 @@ def test_counters(bench):
     bench.rows(["abc", "de"])
     bench.rows(["f"])
     assert (bench.queue.batches, bench.queue.tokens, bench.queue.truncated) == (2, 6, 0)
+
+
+def test_the_next_batch_is_tokenized_and_launched_while_the_device_computes(make_bench, rows_of):
+    bench = make_bench(detached=True)
+    launched, second = threading.Event(), [f"{number:064}" for number in range(2)]
+    run = bench.backend.run
+
+    def observed(batch, head, *, exact=False):
+        result = run(batch, head, exact=exact)
+        if len(batch.ids) == 128:
+            launched.set()
+        return result
+
+    bench.backend.run = observed
+    calls = []
+    bench.on_batch(0, lambda: calls.append(bench.submit(second, max_batch_tokens=128)) or launched.wait(30))
+    assert bench.rows(["first"]) == rows_of(["first"])
+    assert launched.is_set()
+    assert calls[0].result(timeout=30).rows.tolist() == rows_of(second)

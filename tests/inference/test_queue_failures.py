@@ -91,7 +91,7 @@ def test_a_cancelled_call_is_dropped_within_one_batch(bench, rows_of, number):
     with pytest.raises(CancelledError):
         futures[0].result(timeout=30)
     assert bench.rows(["after"]) == rows_of(["after"])
-    assert len(bench.seen) == 1 + (1 + number) + 1
+    assert len(bench.seen) - 1 - (1 + number) - 1 in (0, bench.ahead)
 
 
 def test_cancelling_in_its_last_batch_hurts_nobody(bench, rows_of):
@@ -128,7 +128,7 @@ async def test_cancelling_a_coroutine_cancels_its_call(bench):
     await asyncio.sleep(0)  # asyncio hands the cancellation on in its next round
     cancelled.set()
     await asyncio.wrap_future(bench.submit(["after"]))
-    assert len(bench.seen) == 3
+    assert len(bench.seen) - 3 in (0, bench.ahead)
 
 
 def test_one_call_too_many_is_refused_at_once(make_bench, rows_of):
@@ -214,12 +214,12 @@ def test_the_budget_grows_back_after_clean_batches(bench, rows_of):
     bench.rows(TEXTS[:16], max_batch_tokens=128)
     assert [seen.tokens for seen in bench.seen] == [128, 64, 64]
     bench.backend.capacity = 10**9
-    assert bench.rows(TEXTS, max_batch_tokens=256) == rows_of(TEXTS)
+    assert bench.rows(TEXTS * 2, max_batch_tokens=256) == rows_of(TEXTS * 2)
     sizes = [seen.tokens for seen in bench.seen]
     clean = sizes.index(128, 1) - 1
-    assert clean == CLEAN_BATCHES
+    assert clean - CLEAN_BATCHES in (0, bench.ahead)
     assert sizes[clean + 1 : clean + 1 + CLEAN_BATCHES] == [128] * CLEAN_BATCHES
-    assert sizes[clean + 1 + CLEAN_BATCHES] == 256
+    assert sizes[clean + 1 + CLEAN_BATCHES + bench.ahead] == 256
 
 
 def test_one_text_that_can_not_fit_fails_with_its_index_and_length(bench, rows_of):
@@ -231,4 +231,25 @@ def test_one_text_that_can_not_fit_fails_with_its_index_and_length(bench, rows_o
     with pytest.raises(InputTooLongError, match="Text 1 has 60 tokens"):
         futures[0].result(timeout=30)
     assert futures[1].result(timeout=30).rows.tolist() == rows_of(["c"])
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_a_batch_in_flight_is_still_delivered_when_the_queue_closes(make_bench, rows_of):
+    bench = make_bench(detached=True)
+    bench.on_batch(0, bench.queue.close)
+    first = bench.submit(["first"])
+    assert first.result(timeout=30).rows.tolist() == rows_of(["first"])
+    bench.queue.join(timeout=30)
+    assert not bench.queue.worker.is_alive()
+
+
+def test_the_last_call_cancelled_in_flight_leaves_nothing_waiting(make_bench, eventually, rows_of):
+    bench, under_way, cancelled = make_bench(detached=True), threading.Event(), threading.Event()
+    bench.on_batch(0, lambda: under_way.set() or cancelled.wait(30))
+    call = bench.submit(["first"])
+    under_way.wait(30)
+    call.cancel()
+    cancelled.set()
+    eventually(lambda: bench.queue.batches == 1)
+    assert call.cancelled()
     assert bench.rows(["after"]) == rows_of(["after"])

@@ -18,10 +18,11 @@ def packed_inputs(kv_heads, device="cpu", dtype=torch.float32):
 
 
 def run(query, key, value, module=None, **arguments):
-    cu_seqlens = torch.tensor([0, *SEQLENS], device=query.device).cumsum(0, dtype=torch.int32)
+    starts = torch.tensor([0, *SEQLENS]).cumsum(0)
     out, weights = varlen_attention(
         module or torch.nn.Identity(), query, key, value, None,
-        scaling=0.2, cu_seqlens=cu_seqlens, seqlens=SEQLENS, **arguments,
+        scaling=0.2, cu_seqlens=starts.to(query.device, torch.int32), max_seqlen=max(SEQLENS), starts=starts,
+        **arguments,
     )  # fmt: skip
     assert weights is None
     return out

@@ -1,5 +1,7 @@
 """The seam between the queue and the devices."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from bge_integrations.inference.batch import TokenBatch
@@ -9,6 +11,14 @@ from bge_integrations.inference.heads import Head
 
 class DeviceMemoryError(Exception):
     """A forward did not fit the device's memory; the queue halves its budget and goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A forward that a device is computing on its own."""
+
+    rows: Callable[[], Rows]
+    """Waits for it; may raise what the device says only then."""
 
 
 class Backend(Protocol):
@@ -21,8 +31,8 @@ class Backend(Protocol):
     nbytes: int
     """Bytes of the weights on the device."""
 
-    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows:
-        """One forward: rows in the order of the batch.
+    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows | Launched:
+        """One forward: rows in the order of the batch, or `Launched` where the device goes on by itself.
 
         Args:
             batch: The texts.

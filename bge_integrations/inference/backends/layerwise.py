@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, Gemma2Model, GraniteConfig, GraniteModel, PreTrainedModel
 
-from bge_integrations.inference.backends.pytorch import ModuleBackend, boundaries, positions, softcapped, tensor
+from bge_integrations.inference.backends.pytorch import ModuleBackend, boundaries, positions, softcapped
+from bge_integrations.inference.backends.transfer import to_device
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Head, Layers
 
@@ -102,7 +103,7 @@ class LayerwiseBackend(ModuleBackend):
         """Logits (pairs, layers)."""
         if not isinstance(head, Layers):
             raise TypeError(f"A layerwise reranker has no {type(head).__name__}.")
-        hidden = model.embed(tensor(model, batch.ids[None]))
+        hidden = model.embed(to_device(batch.ids[None], model.device))
         places = _places(model, hidden, batch)
         logits: list[torch.Tensor] = []
         for number, layer in enumerate(model.model.layers[: head.cutoffs[-1]]):
@@ -111,7 +112,7 @@ class LayerwiseBackend(ModuleBackend):
                 places = _places(model, hidden, batch)
             hidden = layer(hidden, attention_mask=None, use_cache=False, **places)
             if number + 1 in head.cutoffs:
-                last = hidden[0, tensor(model, batch.cu_seqlens[1:] - 1)]
+                last = hidden[0, to_device(batch.cu_seqlens[1:] - 1, model.device)]
                 logits.append(model.score(last, number + 1, len(logits)))
         return torch.cat(logits, dim=1)
 
@@ -136,16 +137,20 @@ def compress(hidden: torch.Tensor, batch: TokenBatch, ratio: int) -> tuple[torch
     start = np.maximum.accumulate(np.where(begins, np.arange(len(types)), 0))
     begins |= (types != PASSAGE) | ((np.arange(len(types)) - start) % ratio == 0)
     first = np.flatnonzero(begins)
-    lengths = torch.from_numpy(np.diff(first, append=len(types))).to(hidden.device)
-    means = torch.segment_reduce(hidden[0].float(), "mean", lengths=lengths).to(hidden.dtype)
+    lengths = to_device(np.diff(first, append=len(types)), hidden.device)
+    means = torch.segment_reduce(hidden[0].float(), "mean", lengths=lengths, unsafe=True).to(hidden.dtype)
     cu_seqlens = np.searchsorted(first, batch.cu_seqlens)
     return means[None], replace(batch, ids=batch.ids[first], types=types[first], cu_seqlens=cu_seqlens)
 
 
 def _places(model: LayerwiseModel, hidden: torch.Tensor, batch: TokenBatch) -> dict[str, Any]:
     """What the layers need to know of where each token stands."""
-    ids = tensor(model, positions("", batch, 0)[None])
-    return {"position_ids": ids, "position_embeddings": model.model.rotary_emb(hidden, ids), **boundaries(model, batch)}
+    ids = to_device(positions("", batch, 0)[None], model.device)
+    return {
+        "position_ids": ids,
+        "position_embeddings": model.model.rotary_emb(hidden, ids),
+        **boundaries(batch, model.device),
+    }
 
 
 def _kept(facts: Mapping[str, Any], config_class: type[Any]) -> dict[str, Any]:

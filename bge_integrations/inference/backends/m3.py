@@ -1,20 +1,22 @@
 """bge-m3's three outputs from one forward (https://arxiv.org/abs/2402.03216, section 3.2)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bge_integrations.inference.backends.base import Launched
 from bge_integrations.inference.backends.pooling import dense_rows
+from bge_integrations.inference.backends.transfer import HostCopy, to_device
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.call import Rows
 from bge_integrations.inference.heads import M3
 from bge_integrations.types import SparseEmbedding
 
 
-def m3_rows(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, unused: tuple[int, ...]) -> Rows:
+def m3_rows(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, unused: tuple[int, ...]) -> Rows | Launched:
     """One object a text and output: a dense vector, a `SparseEmbedding`, or an array of token vectors.
 
     Args:
@@ -24,18 +26,36 @@ def m3_rows(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, unuse
         head: Which outputs.
         unused: Tokens that have no sparse weight.
     """
-    rows = np.empty((len(batch), len(head.outputs)), dtype=object)
-    for column, output in enumerate(head.outputs):
-        if output == "dense":
-            values: Sequence[Any] = list(dense_rows(hidden, batch, head.dense).cpu().numpy())
-        elif output == "sparse":
-            weights = torch.relu(model.sparse_linear(hidden))[:, 0]
-            values = sparse_embeddings(weights.float().cpu().numpy(), batch, unused)
-        else:
-            values = _token_vectors(model, hidden, batch, normalize=head.dense.normalize)
-        for row, value in enumerate(values):
-            rows[row, column] = value
-    return rows
+    copies = [HostCopy(_on_device(model, hidden, batch, head, output)) for output in head.outputs]
+
+    def rows() -> Rows:
+        objects = np.empty((len(batch), len(head.outputs)), dtype=object)
+        for column, (output, copy) in enumerate(zip(head.outputs, copies, strict=True)):
+            for row, value in enumerate(_by_text(output, copy.wait(), batch, unused)):
+                objects[row, column] = value
+        return objects
+
+    return Launched(rows) if hidden.is_cuda else rows()
+
+
+def _on_device(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, output: str) -> torch.Tensor:
+    """Dense vectors (texts, width), sparse weights (tokens,), or token vectors but for each text's first."""
+    if output == "dense":
+        return dense_rows(hidden, batch, head.dense)
+    if output == "sparse":
+        return torch.relu(model.sparse_linear(hidden))[:, 0]
+    kept = np.delete(np.arange(len(batch.ids)), batch.cu_seqlens[:-1])
+    vectors = cast("torch.Tensor", model.colbert_linear(hidden[to_device(kept, hidden.device)])).float()
+    return torch.nn.functional.normalize(vectors, dim=-1) if head.dense.normalize else vectors
+
+
+def _by_text(output: str, values: NDArray[np.float32], batch: TokenBatch, unused: tuple[int, ...]) -> Sequence[Any]:
+    if output == "dense":
+        return list(values)
+    if output == "sparse":
+        return sparse_embeddings(values, batch, unused)
+    bounds = batch.cu_seqlens[1:-1] - np.arange(1, len(batch))
+    return [part.copy() for part in np.split(values, bounds)]  # a view would keep the whole batch
 
 
 def sparse_embeddings(
@@ -51,15 +71,3 @@ def sparse_embeddings(
     bounds = np.searchsorted(texts[first], np.arange(1, len(batch)))
     parts = zip(np.split(ids[first], bounds), np.split(values, bounds), strict=True)
     return [SparseEmbedding(indices.copy(), weights.copy()) for indices, weights in parts]
-
-
-def _token_vectors(
-    model: Any, hidden: torch.Tensor, batch: TokenBatch, *, normalize: bool
-) -> list[NDArray[np.float32]]:
-    """Vectors of all tokens but each text's first."""
-    kept = np.delete(np.arange(len(batch.ids)), batch.cu_seqlens[:-1])
-    vectors = model.colbert_linear(hidden[torch.from_numpy(kept).to(hidden.device)]).float()
-    if normalize:
-        vectors = torch.nn.functional.normalize(vectors, dim=-1)
-    bounds = batch.cu_seqlens[1:-1] - np.arange(1, len(batch))
-    return [part.copy() for part in np.split(vectors.cpu().numpy(), bounds)]  # a view would keep the whole batch

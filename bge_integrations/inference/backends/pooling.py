@@ -2,6 +2,7 @@
 
 import torch
 
+from bge_integrations.inference.backends.transfer import to_device
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Dense
 from bge_integrations.types import Pooling
@@ -10,11 +11,11 @@ from bge_integrations.types import Pooling
 def dense_rows(hidden: torch.Tensor, batch: TokenBatch, head: Dense) -> torch.Tensor:
     """Pools, cuts and normalises the hidden states of all texts, (tokens, width)."""
     if head.pooling is Pooling.MEAN:
-        lengths = torch.from_numpy(batch.lengths).to(hidden.device)
-        pooled = torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
+        lengths = to_device(batch.lengths, hidden.device)
+        pooled = torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)  # else it asks the device
     else:
         which = batch.cu_seqlens[:-1] if head.pooling is Pooling.CLS else batch.cu_seqlens[1:] - 1
-        pooled = hidden[torch.from_numpy(which).to(hidden.device)]
+        pooled = hidden[to_device(which, hidden.device)]
     return finish(pooled, head)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from bge_integrations.errors import WrongKindError
-from bge_integrations.inference.backends.base import DeviceMemoryError
+from bge_integrations.inference.backends.base import DeviceMemoryError, Launched
+from bge_integrations.inference.backends.fused import Fusing
+from bge_integrations.inference.backends.graphs import Arrays, ForwardGraphs
 from bge_integrations.inference.backends.m3 import m3_rows
 from bge_integrations.inference.backends.pooling import dense_rows
+from bge_integrations.inference.backends.transfer import to_device, to_host
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.call import Rows
 from bge_integrations.inference.heads import M3, Dense, Head, TokenLogit
@@ -33,16 +37,16 @@ class ModuleBackend(ABC):
         self.nbytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
     @abstractmethod
-    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows:
+    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows | Launched:
         """One forward of `model`: (texts, width) on the device, or rows of objects."""
 
-    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows:
+    def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows | Launched:
         """One forward; see `Backend.run`."""
         try:
             model = copy.deepcopy(self._model).float() if exact else self._model
             with torch.inference_mode():
                 rows = self.rows(model, batch, head)
-                return rows.float().cpu().numpy() if isinstance(rows, torch.Tensor) else rows
+                return to_host(rows) if isinstance(rows, torch.Tensor) else rows
         except torch.OutOfMemoryError as error:
             message = str(error)
         # Outside the handler, whose traceback would keep the forward's tensors alive.
@@ -66,14 +70,32 @@ class TorchBackend(ModuleBackend):
         packed: Run without padding; the model's attention must be `varlen.NAME`. Decoders always do.
         engine: "packed" or "padded", with the reason.
         unused: Tokens that have no sparse weight.
+        fusing: Compiles the layers once there is enough work.
+        graphs: Replays packed forwards over small batches.
     """
 
-    def __init__(self, model: Any, *, packed: bool, engine: str, unused: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        packed: bool,
+        engine: str,
+        unused: tuple[int, ...] = (),
+        fusing: Fusing | None = None,
+        graphs: ForwardGraphs | None = None,
+    ) -> None:
         super().__init__(model, padded=not packed, engine=engine)
         self._pad_id = model.config.pad_token_id or 0
         self._unused = unused
+        self._fusing = fusing
+        self._graphs = graphs
 
-    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows:
+    def close(self) -> None:
+        """Frees the weights."""
+        self._fusing = self._graphs = None
+        super().close()
+
+    def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows | Launched:
         """One forward, padded or packed."""
         if self.padded and not isinstance(head, Dense | M3):
             return cast("torch.Tensor", model(**self._padded_inputs(model, batch)).logits)
@@ -82,7 +104,7 @@ class TorchBackend(ModuleBackend):
             return dense_rows(hidden, batch, head)
         if isinstance(head, M3):
             return m3_rows(model, hidden, batch, head, self._unused)
-        ends = torch.from_numpy(batch.cu_seqlens).to(hidden.device)
+        ends = to_device(batch.cu_seqlens, hidden.device)
         if isinstance(head, TokenLogit):
             return _token_logit(model, hidden[ends[1:] - 1], head.token)
         return _classify(model, hidden[ends[:-1]])
@@ -91,28 +113,42 @@ class TorchBackend(ModuleBackend):
         """Hidden states of all texts end to end, (tokens, width)."""
         hidden = model(**self._padded_inputs(model, batch)).last_hidden_state
         real = np.flatnonzero(np.arange(batch.max_seqlen) < batch.lengths[:, None])
-        return cast("torch.Tensor", hidden.flatten(0, 1)[tensor(model, real)])
+        return cast("torch.Tensor", hidden.flatten(0, 1)[to_device(real, model.device)])
 
     def _padded_inputs(self, model: Any, batch: TokenBatch) -> dict[str, torch.Tensor]:
         ids, mask, types = batch.padded(self._pad_id)
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        return {name: tensor(model, value) for name, value in inputs.items() if value is not None}
+        return {name: to_device(value, model.device) for name, value in inputs.items() if value is not None}
 
     def _packed(self, model: Any, batch: TokenBatch) -> torch.Tensor:
         """Hidden states of all texts end to end, (tokens, width)."""
-        inputs: dict[str, Any] = {
-            "input_ids": tensor(model, batch.ids[None]),
-            "position_ids": tensor(model, positions(model.config.model_type, batch, self._pad_id)[None]),
-            **boundaries(model, batch),
+        arrays: Arrays = {
+            "input_ids": batch.ids[None],
+            "position_ids": positions(model.config.model_type, batch, self._pad_id)[None],
+            "cu_seqlens": batch.cu_seqlens.astype(np.int32),
         }
-        if model.config.model_type not in (*ROBERTA, "bert"):
-            inputs["use_cache"] = False
-        elif batch.types is not None:
-            inputs["token_type_ids"] = tensor(model, batch.types[None])
-        return cast("torch.Tensor", model.base_model(attention_mask=None, **inputs).last_hidden_state[0])
+        if batch.types is not None and model.config.model_type in ENCODERS:
+            arrays["token_type_ids"] = batch.types[None]
+        if model is self._model:
+            if self._graphs and (hidden := self._graphs.hidden(arrays)) is not None:
+                return hidden
+            if self._fusing:
+                self._fusing.count(len(batch.ids))
+        inputs = {name: to_device(array, model.device) for name, array in arrays.items()}
+        return packed_hidden(model, inputs, batch.max_seqlen, torch.from_numpy(batch.cu_seqlens))
+
+
+def packed_hidden(
+    model: Any, inputs: Mapping[str, torch.Tensor], max_seqlen: int, starts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Hidden states (tokens, width) of a packed row; see `varlen_attention` for `max_seqlen` and `starts`."""
+    extra = {} if model.config.model_type in ENCODERS else {"use_cache": False}
+    out = model.base_model(attention_mask=None, **inputs, **extra, max_seqlen=max_seqlen, starts=starts)
+    return cast("torch.Tensor", out.last_hidden_state[0])
 
 
 ROBERTA = ("xlm-roberta",)
+ENCODERS = ("bert", *ROBERTA)
 
 
 def positions(model_type: str, batch: TokenBatch, pad_id: int) -> NDArray[np.int64]:
@@ -127,15 +163,13 @@ def positions(model_type: str, batch: TokenBatch, pad_id: int) -> NDArray[np.int
     return counted
 
 
-def boundaries(model: Any, batch: TokenBatch) -> dict[str, Any]:
+def boundaries(batch: TokenBatch, device: torch.device) -> dict[str, Any]:
     """What `varlen_attention` needs to know of where each text begins."""
-    cu_seqlens = torch.as_tensor(batch.cu_seqlens, dtype=torch.int32).to(model.device, non_blocking=True)
-    return {"cu_seqlens": cu_seqlens, "seqlens": batch.lengths.tolist()}
-
-
-def tensor(model: Any, array: NDArray[np.int64]) -> torch.Tensor:
-    """The array on the model's device."""
-    return torch.from_numpy(array).to(model.device, non_blocking=True)
+    return {
+        "cu_seqlens": to_device(batch.cu_seqlens.astype(np.int32), device),
+        "starts": torch.from_numpy(batch.cu_seqlens),
+        "max_seqlen": batch.max_seqlen,
+    }
 
 
 def _classify(model: Any, first: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,8 @@ def varlen_attention(
     *,
     scaling: float,
     cu_seqlens: torch.Tensor,
-    seqlens: list[int],
+    max_seqlen: int,
+    starts: torch.Tensor | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
@@ -40,7 +41,8 @@ def varlen_attention(
         attention_mask: Unused: there is no padding.
         scaling: Factor on the dot products.
         cu_seqlens: int32 (texts + 1,) on the device: where each text begins.
-        seqlens: Tokens of each text, known to the host without a synchronisation.
+        max_seqlen: Tokens of the longest text, or more.
+        starts: `cu_seqlens` on the host, so that the device need not be asked where there is no kernel.
         sliding_window: Attend at most this many tokens back.
         softcap: Refused: torch's kernel has none.
         is_causal: Attend only to earlier tokens.
@@ -54,9 +56,35 @@ def varlen_attention(
     if softcap is not None:
         raise NotImplementedError("Packed attention has no softcap; run this model padded.")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    attend = _opaque if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, cu_seqlens, max_seqlen, starts, scaling, sliding_window, causal), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    starts: torch.Tensor | None,
+    scaling: float,
+    sliding_window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    """By the kernel where it runs, else text by text."""
     if query.is_cuda and not _refused(str(query.device), str(query.dtype).removeprefix("torch."), query.shape[-1]):
-        return _kernel(query, key, value, scaling, cu_seqlens, max(seqlens), sliding_window, causal), None
-    return _per_text(query, key, value, scaling, seqlens, sliding_window, causal), None
+        return _kernel(query, key, value, scaling, cu_seqlens, max_seqlen, sliding_window, causal)
+    lengths = (cu_seqlens if starts is None else starts).diff().tolist()
+    return _per_text(query, key, value, scaling, lengths, sliding_window, causal)
+
+
+_opaque = torch.library.custom_op("bge::varlen_attention", _attend, mutates_args=())
+"""One step to torch.compile, which else would compile anew for every number of texts."""
+
+
+@_opaque.register_fake
+def _shape(query: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
 def kernel_refusal(device: str, dtype: str, head_size: int) -> str:
@@ -121,7 +149,7 @@ def _per_text(
                 q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
             )
         )
-    return torch.cat(outs, dim=2).transpose(1, 2)
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
 
 
 def _window_mask(length: int, sliding_window: int | None, causal: bool, device: torch.device) -> torch.Tensor:
