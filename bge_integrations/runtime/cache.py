@@ -18,7 +18,7 @@ from bge_integrations.inference.engine import Engine
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
 from bge_integrations.runtime.ending import ending, stop
-from bge_integrations.runtime.folder import LOCAL, revision_of
+from bge_integrations.runtime.folder import LOCAL, FolderWatch
 from bge_integrations.runtime.residents import Resident, Residents
 from bge_integrations.runtime.source import (
     ModelSource,
@@ -65,6 +65,7 @@ class ModelCache:
         self._residents = Residents(parse_budget(budget))
         self._lock = threading.Lock()
         self._known: dict[ModelSource, Resolved] = {}
+        self._folders = FolderWatch()
         self._missed: dict[ModelSource, list[tuple[Prepare[Any], Future[Any]]]] = {}
         self._loaders: set[threading.Thread] = set()
         if self.name in _caches:
@@ -166,7 +167,7 @@ class ModelCache:
         self._known.clear()
         self._missed.clear()
         self._loaders.clear()
-        self._lock = threading.Lock()
+        self._lock, self._folders = threading.Lock(), FolderWatch()
         return bool(left)
 
     def _current(self, source: ModelSource) -> Resolved | None:
@@ -175,7 +176,7 @@ class ModelCache:
         if resolved is None or not resolved.key.revision.startswith(LOCAL):
             return resolved
         try:
-            return resolved if revision_of(resolved.folder.root) == resolved.key.revision else None
+            return resolved if self._folders.revision(resolved.folder.root) == resolved.key.revision else None
         except OSError:
             return resolved
 

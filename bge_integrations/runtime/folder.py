@@ -3,8 +3,11 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import re
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -215,6 +218,24 @@ def revision_of(path: Path) -> str:
     """A local folder's revision: its files' names, sizes and times, so that retraining in place is seen."""
     states = repr(sorted(_states(str(path)))).encode()
     return LOCAL + hashlib.blake2s(states, digest_size=8).hexdigest()
+
+
+class FolderWatch:
+    """Revisions of local folders; a folder is looked at once for all who ask while it is looked at."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[Path, tuple[float, str]] = {}
+
+    def revision(self, path: Path) -> str:
+        """`revision_of(path)` at some moment after this was called."""
+        asked = time.perf_counter()
+        with self._lock:
+            looked, revision = self._seen.get(path, (-math.inf, ""))
+            if looked < asked:
+                looked, revision = time.perf_counter(), revision_of(path)
+                self._seen[path] = looked, revision
+            return revision
 
 
 def content_hash(file: Path) -> str:

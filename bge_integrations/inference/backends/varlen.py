@@ -74,7 +74,8 @@ def _attend(
     """By the kernel where it runs, else text by text."""
     if query.is_cuda and not _refused(str(query.device), str(query.dtype).removeprefix("torch."), query.shape[-1]):
         return _kernel(query, key, value, scaling, cu_seqlens, max_seqlen, sliding_window, causal)
-    lengths = (cu_seqlens if starts is None else starts).diff().tolist()
+    starts = cu_seqlens if starts is None else starts
+    lengths = starts.diff().tolist() if len(starts) > 2 else [query.shape[2]]
     return _per_text(query, key, value, scaling, lengths, sliding_window, causal)
 
 
@@ -139,17 +140,18 @@ def _per_text(
     sliding_window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    grouped = key.shape[1] != query.shape[1]
-    outs = []
-    for q, k, v in zip(*(torch.split(part, seqlens, dim=2) for part in (query, key, value)), strict=True):
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         length = q.shape[2]
         mask = _window_mask(length, sliding_window, causal, q.device) if (sliding_window or length) < length else None
-        outs.append(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
-            )
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
         )
-    return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
+
+    grouped = key.shape[1] != query.shape[1]
+    if len(seqlens) == 1:
+        return attend(query, key, value).transpose(1, 2).contiguous()
+    parts = zip(*(torch.split(part, seqlens, dim=2) for part in (query, key, value)), strict=True)
+    return torch.cat([attend(*part) for part in parts], dim=2).transpose(1, 2).contiguous()
 
 
 def _window_mask(length: int, sliding_window: int | None, causal: bool, device: torch.device) -> torch.Tensor:
