@@ -65,3 +65,11 @@ class M3Embeddings:
 
     def __len__(self) -> int:
         return next((len(output) for output in (self.dense, self.sparse, self.colbert) if output is not None), 0)
+
+    def __getitem__(self, texts: slice) -> "M3Embeddings":
+        """Of some of the texts; the arrays are views."""
+        return M3Embeddings(
+            None if self.dense is None else self.dense[texts],
+            None if self.sparse is None else self.sparse[texts],
+            None if self.colbert is None else self.colbert[texts],
+        )

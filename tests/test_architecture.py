@@ -64,7 +64,7 @@ LAWS = {
     "langchain.sparse": law(f"langchain {FOR_ADAPTERS}", "langchain_qdrant"),
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
-    "populate": law("populate embed errors types", "tqdm"),
+    "populate": law("populate embed errors types", "tenacity tqdm"),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",

@@ -11,6 +11,7 @@ import numpy as np
 
 from bge_integrations.catalog import ModelSpec
 from bge_integrations.embed.fingerprint import fingerprint
+from bge_integrations.embed.pending import Pending
 from bge_integrations.embed.recipe import Recipe, Side, checked_examples, query_frame
 from bge_integrations.inference.call import Cut, Output, Rows
 from bge_integrations.inference.engine import Engine
@@ -103,6 +104,14 @@ class Embedder(ModelUser, ABC, Generic[E]):
     async def aencode_documents(self, texts: Iterable[str], show_progress: bool = False) -> E:
         """As `encode_documents`, without blocking the event loop."""
         return await self._aencode(texts, "document", show_progress)
+
+    def submit_documents(self, texts: Iterable[str]) -> "Pending[E]":
+        """Queues documents and returns at once, for callers that have other work while the model computes.
+
+        Raises:
+            TypeError: A bare string, or an element that is not a string, with its index.
+        """
+        return Pending(self._starter("document")(checked_texts(texts), 0), self._result, self._report_cuts)
 
     def iter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> Iterator[E]:
         """Embeds any number of documents with flat memory.

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bge_integrations.embed.lists import to_lists
 from bge_integrations.types import M3Embeddings
 
@@ -21,13 +24,14 @@ class Replay:
 
     Args:
         texts: What a store is going to ask for.
-        embeddings: Of these texts, with their dense vectors.
+        embeddings: Of these texts: vectors, float32 (n, dim), or what has them as its `dense`.
     """
 
-    def __init__(self, texts: Sequence[str], embeddings: M3Embeddings) -> None:
-        if embeddings.dense is None:
+    def __init__(self, texts: Sequence[str], embeddings: NDArray[np.float32] | M3Embeddings) -> None:
+        vectors = embeddings.dense if isinstance(embeddings, M3Embeddings) else embeddings
+        if vectors is None:
             raise ValueError("There are no dense vectors to hand to a store.")
-        self._vectors = dict(zip(texts, to_lists(embeddings.dense), strict=True))
+        self._vectors = dict(zip(texts, to_lists(vectors), strict=True))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a text.

@@ -28,10 +28,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a call's future gives: rows in the order of the texts, and the texts that were cut."""
+    """What a call's future gives: rows in the order of the texts, the texts that were cut, and the tokens computed."""
 
     rows: Rows
     cuts: tuple[Cut, ...]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Call:
     _waiting_tokens: int = 0
     _rows: Rows | None = None
     _cuts: list[Cut] = field(default_factory=list)
+    _tokens: int = 0
 
     @property
     def done(self) -> bool:
@@ -110,7 +112,8 @@ class Call:
         self._rows[indices] = rows
         self._finished += len(indices)
         if self._finished == len(self.texts) and not self.done and self.future.set_running_or_notify_cancel():
-            self.future.set_result(Output(self._rows, tuple(sorted(self._cuts, key=lambda cut: cut.index))))
+            cuts = tuple(sorted(self._cuts, key=lambda cut: cut.index))
+            self.future.set_result(Output(self._rows, cuts, self._tokens))
 
     def fail(self, error: BaseException) -> None:
         if not self.done and self.future.set_running_or_notify_cancel():
@@ -132,6 +135,7 @@ class Call:
                 self._cuts.append(Cut(index, encoding.full_length))
             self._waiting.append(Item(self, index, encoding))
             self._waiting_tokens += len(encoding)
+            self._tokens += len(encoding)
         self._tokenized = stop
         self._sort()
 

@@ -8,6 +8,7 @@ Example:
     ```
 """
 
-from bge_integrations.populate.pipeline import PopulateReport, populate
+from bge_integrations.populate.pipeline import populate
+from bge_integrations.populate.report import Failure, PopulateReport, Progress
 
-__all__ = ["PopulateReport", "populate"]
+__all__ = ["Failure", "PopulateReport", "Progress", "populate"]

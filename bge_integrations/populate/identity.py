@@ -33,11 +33,13 @@ class Entry:
         id: The document's own id, else the hash of its content.
         document: A copy to store; with an id of its own its metadata keep the content hash.
         content_hash: The hash to compare with the stored one; None where the id is the hash.
+        position: Its place in the input.
     """
 
     id: str
     document: Any
     content_hash: str | None
+    position: int
 
 
 def identify(document: Any, position: int) -> Entry:
@@ -60,9 +62,9 @@ def identify(document: Any, position: int) -> Entry:
             "use strings, numbers, booleans, lists and dicts of them."
         ) from error
     if document.id is None:
-        return Entry(digest, document, None)
+        return Entry(digest, document, None, position)
     metadata = {**document.metadata, HASH_KEY: digest}
-    return Entry(document.id, document.model_copy(update={"metadata": metadata}), digest)
+    return Entry(document.id, document.model_copy(update={"metadata": metadata}), digest, position)
 
 
 def content_hash(document: Document) -> str:

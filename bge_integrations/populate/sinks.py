@@ -1,15 +1,20 @@
 """The stores that documents go into: what each holds, and how it takes more."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bge_integrations.embed.collection import find_chroma_collection
+from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.pending import Pending
 from bge_integrations.embed.replay import Replay, replaying
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate.identity import Entry
 from bge_integrations.types import M3Embeddings
+
+Core = BgeEmbedder | BgeM3Embedder
 
 
 class VectorStore(Protocol):
@@ -35,30 +40,46 @@ class Held:
 
 
 class LangChainSink:
-    """Any LangChain vector store that answers `get_by_ids`; it embeds what it is given.
+    """Any LangChain vector store that answers `get_by_ids`.
+
+    Args:
+        store: The store.
+        embedder: Computes its vectors; None where the store's own embeddings are not this package's, and it embeds
+            what it is given.
 
     Attributes:
-        max_batch_size: Most documents a write; None for no limit.
+        max_batch_size: Most documents a write.
+        max_writers: Threads that may write at a time.
         takes_metadata_alone: Whether `update_metadata` is there.
     """
 
-    max_batch_size: int | None = None
+    max_batch_size = sys.maxsize
+    max_writers = 1
     takes_metadata_alone = False
 
-    def __init__(self, store: VectorStore) -> None:
+    def __init__(self, store: VectorStore, embedder: Core | None) -> None:
         self.store = store
+        self.embedder = embedder
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the store holds of `ids`."""
         return {found.id: Held(found.page_content, found.metadata) for found in self.store.get_by_ids(ids)}
 
-    def write(self, entries: list[Entry]) -> None:
-        """Embed and insert or replace documents."""
-        _insert(self.store, entries)
+    def submit(self, entries: list[Entry]) -> "Pending[Any] | None":
+        """Have the vectors of documents computed; None where the store does that."""
+        return self.embedder.submit_documents(_texts(entries)) if self.embedder else None
 
-    def complete(self, entries: list[Entry]) -> int:  # noqa: ARG002 - a store by itself holds all there is
-        """Compute what else should be there of documents that the store holds; return how many texts that took."""
-        return 0
+    def write(self, entries: list[Entry], embeddings: Any) -> None:
+        """Insert or replace documents with their embeddings."""
+        if embeddings is None:
+            _insert(self.store, entries)
+            return
+        with replaying(self.store, Replay(_texts(entries), embeddings)) as store:
+            _insert(store, entries)
+
+    def complete(self, entries: list[Entry]) -> tuple[int, int]:  # noqa: ARG002 - a store by itself holds all there is
+        """Compute what else should be there of documents that the store holds; return the texts and tokens it took."""
+        return 0, 0
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
         """Give documents that the store holds other metadata, without embedding them."""
@@ -68,10 +89,11 @@ class LangChainSink:
 class ChromaSink(LangChainSink):
     """LangChain's `Chroma`."""
 
+    max_writers = sys.maxsize
     takes_metadata_alone = True
 
-    def __init__(self, store: VectorStore, collection: Any) -> None:
-        super().__init__(store)
+    def __init__(self, store: VectorStore, embedder: Core | None, collection: Any) -> None:
+        super().__init__(store, embedder)
         self.collection = collection
         server = collection._client  # noqa: SLF001 - a collection has no public way to its limits
         self.max_batch_size = int(server.get_max_batch_size())
@@ -103,13 +125,14 @@ class HybridSink(LangChainSink):
     """
 
     def __init__(self, sink: LangChainSink, index: SparseIndex, embedder: BgeM3Embedder) -> None:
-        super().__init__(sink.store)
+        super().__init__(sink.store, None)
         self.sink = sink
         self.index = index
         self.both = embedder.with_outputs("dense", "sparse")
         self.sparse = embedder.with_outputs("sparse")
         self.fingerprint = self.sparse.fingerprint
         self.max_batch_size = sink.max_batch_size
+        self.max_writers = 1
         self.takes_metadata_alone = sink.takes_metadata_alone
         index.check_fingerprint(self.fingerprint)
 
@@ -117,20 +140,23 @@ class HybridSink(LangChainSink):
         """Return what the store holds of `ids`."""
         return self.sink.look_up(ids)
 
-    def write(self, entries: list[Entry]) -> None:
-        """Embed and insert or replace documents; after a failure the index has none that the store lacks."""
-        texts = _texts(entries)
-        embeddings = self.both.encode_documents(texts)
-        with replaying(self.store, Replay(texts, embeddings)) as store:
-            _insert(store, entries)
+    def submit(self, entries: list[Entry]) -> "Pending[Any] | None":
+        """Have both vectors of documents computed."""
+        return self.both.submit_documents(_texts(entries))
+
+    def write(self, entries: list[Entry], embeddings: Any) -> None:
+        """Insert or replace documents; after a failure the index has none that the store lacks."""
+        self.sink.write(entries, embeddings)
         self._add(entries, embeddings)
 
-    def complete(self, entries: list[Entry]) -> int:
-        """Add what the index lacks of documents that the store holds; return how many."""
+    def complete(self, entries: list[Entry]) -> tuple[int, int]:
+        """Add what the index lacks of documents that the store holds; return their number and tokens."""
         lacking = [entry for entry in entries if not self.index.holds(entry.id, entry.document.page_content)]
-        if lacking:
-            self._add(lacking, self.sparse.encode_documents(_texts(lacking)))
-        return len(lacking)
+        if not lacking:
+            return 0, 0
+        embeddings, tokens = self.sparse.submit_documents(_texts(lacking)).result()
+        self._add(lacking, embeddings)
+        return len(lacking), tokens
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
         """Give documents that the store holds other metadata, without embedding them."""
@@ -140,17 +166,17 @@ class HybridSink(LangChainSink):
         self.index.add([entry.id for entry in entries], embeddings.sparse or [], self.fingerprint, _texts(entries))
 
 
-def make_sink(store: VectorStore) -> LangChainSink:
-    """Return the sink for a store.
-
-    Raises:
-        TypeError: The store is no LangChain vector store.
-    """
+def check_store(store: object) -> None:
+    """Refuse with a `TypeError` what is no LangChain vector store."""
     for method in ("get_by_ids", "add_documents"):
         if not callable(getattr(store, method, None)):
             raise TypeError(f"populate needs a LangChain vector store; {type(store).__name__} has no {method}.")
+
+
+def make_sink(store: VectorStore, embedder: Core | None) -> LangChainSink:
+    """Return the sink for a store whose vectors the embedder computes, or, without one, the store itself."""
     collection = find_chroma_collection(store)
-    return LangChainSink(store) if collection is None else ChromaSink(store, collection)
+    return LangChainSink(store, embedder) if collection is None else ChromaSink(store, embedder, collection)
 
 
 def _insert(store: VectorStore, entries: list[Entry]) -> None:

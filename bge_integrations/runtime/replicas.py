@@ -89,4 +89,5 @@ def _in_order(outputs: Sequence[Output]) -> Output:
     for output in outputs:
         cuts += [Cut(first + cut.index, cut.full_length) for cut in output.cuts]
         first += len(output.rows)
-    return Output(np.concatenate([output.rows for output in outputs]), tuple(cuts))
+    rows = np.concatenate([output.rows for output in outputs])
+    return Output(rows, tuple(cuts), sum(output.tokens for output in outputs))

@@ -73,7 +73,7 @@ def test_one_forward_fills_both(
     report = populate(store, DOCUMENTS, embedder=embedder, sparse_index=index, batch_size=7)
     both = work(cache)
     assert counts(report) == (20, 0, 0, 20)
-    assert both == (2 * alone[0], 2 * alone[1])
+    assert both[1] == 2 * alone[1]
     assert counts(populate(store, DOCUMENTS, embedder=embedder, sparse_index=index)) == (0, 0, 20, 0)
     assert work(cache) == both
     assert_filled(store, index, embedder)
@@ -143,11 +143,11 @@ def test_a_failed_write_is_made_up_for(
     store: Chroma, index: SparseIndex, embedder: BgeM3Embedder, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no room")
+        raise OSError("no room")
 
     with monkeypatch.context() as patch:
         patch.setattr(*((Chroma, failing) if failing == "add_documents" else (index, "add")), fail)
-        with pytest.raises(ConnectionError):
+        with pytest.raises(OSError, match="no room"):
             populate(store, DOCUMENTS, embedder=embedder, sparse_index=index)
     assert len(index) == 0
     assert populate(store, DOCUMENTS, embedder=embedder, sparse_index=index).texts == 20

@@ -122,7 +122,7 @@ def test_the_same_document_twice_in_one_call(store: Chroma) -> None:
     assert len(store.get()["ids"]) == 30
 
 
-def test_generator_is_read_batch_by_batch(store: Chroma) -> None:
+def test_a_generator_is_read_a_few_batches_ahead(store: Chroma) -> None:
     ahead = []
 
     def documents() -> Iterator[Document]:
@@ -130,8 +130,8 @@ def test_generator_is_read_batch_by_batch(store: Chroma) -> None:
             ahead.append(read - len(store.get()["ids"]))
             yield document
 
-    assert counts(populate(store, documents(), batch_size=4)) == (30, 0, 0, 30)
-    assert max(ahead) == 4
+    assert counts(populate(store, documents(), batch_size=2, workers=1)) == (30, 0, 0, 30)
+    assert max(ahead) <= 2 * (1 + 3)
 
 
 def test_interrupted_run_is_resumed(store: Chroma, cache: ModelCache) -> None:
@@ -189,7 +189,7 @@ def test_writes_stay_under_the_limit_of_the_client(
 ) -> None:
     store = Recording("notes", embedding_function=embeddings, client=client)
     monkeypatch.setattr(store._collection._client, "get_max_batch_size", lambda: 7)
-    populate(store, DOCUMENTS, batch_size=100)
+    populate(store, DOCUMENTS, batch_size=100, workers=1)
     populate(store, DOCUMENTS + [Document(f"more {n}") for n in range(10)], batch_size=3)
     assert store.sizes[:5] == [7, 7, 7, 7, 2]
     assert max(store.sizes[5:]) == 3
@@ -291,6 +291,10 @@ def test_unfit_stores_and_arguments(store: Chroma, client: chromadb.ClientAPI) -
     for size in (0, -1):
         with pytest.raises(ValueError, match="batch_size"):
             populate(store, DOCUMENTS, batch_size=size)
+        with pytest.raises(ValueError, match="workers"):
+            populate(store, DOCUMENTS, workers=size)
+    with pytest.raises(ValueError, match="on_error"):
+        populate(store, DOCUMENTS, on_error="ignore")  # type: ignore[arg-type]
     assert counts(populate(store, [])) == (0, 0, 0, 0)
 
 

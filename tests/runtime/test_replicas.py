@@ -123,7 +123,7 @@ class Parts:
 
 
 def output(count, *cuts):
-    return Output(np.zeros((count, 1)), tuple(Cut(index, 9) for index in cuts))
+    return Output(np.zeros((count, 1)), tuple(Cut(index, 9) for index in cuts), tokens=9 * count)
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])

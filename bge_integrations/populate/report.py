@@ -1,0 +1,60 @@
+"""What a run of populate says: while it runs, and at its end."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A document that was left out.
+
+    Attributes:
+        position: Its place in the input, from 0.
+        id: Its id; None where it has none that could be found.
+        reason: What was wrong with it.
+    """
+
+    position: int
+    id: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PopulateReport:
+    """What one call of `populate` did; each document given counts once in added, updated, skipped or failed.
+
+    Attributes:
+        added: Documents that the store did not hold.
+        updated: Documents held under the same id of the caller's own, with other text or metadata.
+        skipped: Documents that the store holds already, or that came twice.
+        failed: Documents left out, with `on_error="collect"`.
+        texts: Texts that the model embedded, also for the sparse index alone.
+        tokens: Tokens of these texts; 0 with embeddings that are not this package's.
+        seconds: Wall time.
+    """
+
+    added: int
+    updated: int
+    skipped: int
+    failed: tuple[Failure, ...]
+    texts: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come; what `progress=` is called with after each batch.
+
+    Attributes:
+        documents: Documents done with.
+        total: Documents given, where that is known.
+        texts: Texts embedded so far.
+        tokens: Tokens of these texts.
+        seconds: Since the call began.
+    """
+
+    documents: int
+    total: int | None
+    texts: int
+    tokens: int
+    seconds: float

@@ -1,0 +1,61 @@
+"""Writes that a store refuses: tried again where it may yet take them, and halved where it may take a part."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tenacity
+
+from bge_integrations.populate.identity import Entry
+
+T = TypeVar("T")
+
+SECONDS = 60
+"""How long a write is tried again while the store cannot be reached."""
+
+_AWAY = ("ConnectionError", "TimeoutError", "TransportError", "ResponseHandlingException")
+"""Classes of errors, by name, that mean that a store cannot be reached at the moment: Python's, httpx's, Qdrant's."""
+_REFUSED = ("ValueError", "TypeError", "ChromaError", "UnexpectedResponse")
+"""Classes of errors that mean that a store does not take what it was given, or not so much of it."""
+_BROKEN = ("InternalError",)
+"""Classes of errors among those that mean that the store itself is in trouble."""
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Does some work of a store; again, with growing pauses, while it cannot be reached."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: _is_a(error, _AWAY)),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        stop=tenacity.stop_after_delay(SECONDS),
+        reraise=True,
+    )
+    return retrying(work)
+
+
+def in_parts(
+    write: Callable[[list[Entry], Any], None], entries: list[Entry], embeddings: Any
+) -> list[tuple[Entry, Exception]]:
+    """Writes documents with their embeddings, in halves where the store refuses them all.
+
+    Returns:
+        The documents that the store refuses by themselves, with the reasons.
+    """
+    try:
+        patiently(lambda: write(entries, embeddings))
+    except Exception as error:
+        if not _is_a(error, _REFUSED) or _is_a(error, _BROKEN):
+            raise
+        if len(entries) == 1:
+            return [(entries[0], error)]
+    else:
+        return []
+    middle = len(entries) // 2
+    parts = (slice(0, middle), slice(middle, None))
+    return [
+        refused
+        for part in parts
+        for refused in in_parts(write, entries[part], None if embeddings is None else embeddings[part])
+    ]
+
+
+def _is_a(error: BaseException, names: tuple[str, ...]) -> bool:
+    return any(base.__name__ in names for base in type(error).__mro__)

@@ -1,0 +1,177 @@
+"""populate on its way: overlap, bad documents, refused and interrupted writes, progress."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import pytest
+from langchain_chroma import Chroma
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from bge_integrations import ModelCache
+from bge_integrations.langchain import BgeEmbeddings
+from bge_integrations.populate import PopulateReport, Progress, populate, writing
+
+DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(40)]
+
+
+class Tried(Chroma):
+    """A Chroma whose writes a test can hold up or make fail."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.sizes: list[int] = []
+
+    def before(self, documents: list[Document]) -> None:
+        """What a test does before each write."""
+
+    def add_documents(self, documents: list[Document], **keywords: Any) -> list[str]:
+        self.sizes.append(len(documents))
+        self.before(documents)
+        return super().add_documents(documents, **keywords)
+
+
+@pytest.fixture
+def store(tmp_path: Path, bert_embedder: Path, cache: ModelCache) -> Tried:
+    embeddings = BgeEmbeddings(model=str(bert_embedder), cache=cache)
+    return Tried("notes", embedding_function=embeddings, client=chromadb.PersistentClient(str(tmp_path / "store")))
+
+
+def tokens(cache: ModelCache) -> int:
+    """The tokens that have gone through any model."""
+    return sum(model["tokens"] for model in cache.stats()["models"])
+
+
+def counts(report: PopulateReport) -> tuple[int, int, int, int]:
+    return report.added, report.updated, report.skipped, len(report.failed)
+
+
+def test_reading_and_the_model_go_on_while_a_batch_is_written(store: Tried, cache: ModelCache) -> None:
+    read_on, first_write = threading.Event(), threading.Event()
+
+    def documents() -> Iterator[Document]:
+        for number, document in enumerate(DOCUMENTS):
+            if number == 29:  # the third batch is full; the first is in the middle of its write
+                read_on.set()
+            yield document
+
+    def before(_: list[Document]) -> None:
+        if not first_write.is_set():
+            first_write.set()
+            assert read_on.wait(30)
+
+    store.before = before  # type: ignore[method-assign]
+    assert counts(populate(store, documents(), batch_size=10, workers=1)) == (40, 0, 0, 0)
+
+
+def test_two_writers_write_at_a_time(store: Tried) -> None:
+    both = threading.Barrier(2)
+    store.before = lambda _: both.wait(30) and None  # type: ignore[method-assign]
+    assert counts(populate(store, DOCUMENTS, batch_size=10, workers=2)) == (40, 0, 0, 0)
+
+
+def test_tokens_and_progress(store: Tried, cache: ModelCache) -> None:
+    seen: list[Progress] = []
+    report = populate(store, DOCUMENTS, batch_size=9, progress=seen.append)
+    assert report.tokens == tokens(cache) > 40
+    assert [step.documents for step in seen] == [9, 18, 27, 36, 40]
+    assert {step.total for step in seen} == {40}
+    assert (seen[-1].texts, seen[-1].tokens) == (40, report.tokens)
+    assert 0 < seen[0].seconds <= seen[-1].seconds <= report.seconds
+    again = populate(store, iter(DOCUMENTS), progress=seen.append)
+    assert (again.texts, again.tokens) == (0, 0)
+    assert seen[-1].total is None
+
+
+def test_the_same_document_in_batches_under_way(store: Tried, cache: ModelCache) -> None:
+    documents = [DOCUMENTS[n % 5] for n in range(40)]
+    report = populate(store, documents, batch_size=5)
+    assert (counts(report), report.texts) == ((5, 0, 35, 0), 5)
+
+
+def test_bad_documents_are_collected(store: Tried) -> None:
+    bad = [None, Document("x", id="odd", metadata={"when": object()}), "text"]
+    report = populate(store, [*DOCUMENTS[:3], *bad, *DOCUMENTS[3:]], batch_size=4, on_error="collect")  # type: ignore[list-item]
+    assert counts(report) == (40, 0, 0, 3)
+    assert [(failure.position, failure.id) for failure in report.failed] == [(3, None), (4, "odd"), (5, None)]
+    assert "needs a page_content" in report.failed[0].reason
+    assert "metadata of document 4 cannot be hashed" in report.failed[1].reason
+
+
+def test_what_the_store_refuses_is_found_without_computing_anything_twice(store: Tried, cache: ModelCache) -> None:
+    refused = [Document(f"Refused {n}", metadata={"deep": {"er": n}}) for n in range(2)]
+    documents = [*DOCUMENTS[:7], refused[0], *DOCUMENTS[7:30], refused[1]]
+    report = populate(store, documents, batch_size=16, on_error="collect")
+    assert counts(report) == (30, 0, 0, 2)
+    assert [failure.position for failure in report.failed] == [7, 31]
+    assert all("metadata" in failure.reason.lower() for failure in report.failed)
+    assert report.texts == 32
+    assert report.tokens == tokens(cache)
+    assert len(store.get()["ids"]) == 30
+
+
+def test_what_the_store_refuses_is_raised_with_its_place_and_id(store: Tried) -> None:
+    with pytest.raises(ValueError, match="metadata") as told:
+        populate(store, [*DOCUMENTS[:7], Document("Refused", id="seven", metadata={"deep": {}})])
+    assert told.value.__notes__ == ["The store refused document 7, id seven."]
+    assert len(store.get()["ids"]) == 7
+
+
+def test_a_batch_that_is_too_large_is_halved(store: Tried, cache: ModelCache) -> None:
+    def before(documents: list[Document]) -> None:
+        if len(documents) > 3:
+            raise ValueError(f"Batch size {len(documents)} exceeds maximum batch size 3")
+
+    store.before = before  # type: ignore[method-assign]
+    report = populate(store, DOCUMENTS, batch_size=20, workers=1)
+    assert (counts(report), report.tokens) == ((40, 0, 0, 0), tokens(cache))
+    assert store.sizes[:4] == [20, 10, 5, 2]
+
+
+def test_a_store_that_is_away_for_a_while(store: Tried, cache: ModelCache) -> None:
+    away = iter([ConnectionError("away"), TimeoutError("slow")])
+
+    def before(_: list[Document]) -> None:
+        if error := next(away, None):
+            raise error
+
+    store.before = before  # type: ignore[method-assign]
+    report = populate(store, DOCUMENTS, batch_size=10, workers=1)
+    assert (counts(report), report.tokens) == ((40, 0, 0, 0), tokens(cache))
+    assert store.sizes == [10] * 6
+
+
+def test_a_store_that_stays_away(store: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    def before(_: list[Document]) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(writing, "SECONDS", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "before", before)
+        for on_error in ("raise", "collect"):
+            with pytest.raises(ConnectionError, match="away"):
+                populate(store, DOCUMENTS, batch_size=10, on_error=on_error)  # type: ignore[arg-type]
+    assert counts(populate(store, DOCUMENTS)) == (40, 0, 0, 0)
+
+
+def test_an_interrupt_ends_the_call_and_the_next_one_resumes(store: Tried) -> None:
+    def documents() -> Iterator[Document]:
+        yield from DOCUMENTS[:25]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        populate(store, documents(), batch_size=5)
+    held = len(store.get()["ids"])
+    assert held % 5 == 0
+    assert held <= 25
+    assert counts(populate(store, DOCUMENTS)) == (40 - held, 0, held, 0)
+
+
+def test_a_store_with_one_writer_at_a_time(bert_embedder: Path, cache: ModelCache) -> None:
+    store = InMemoryVectorStore(BgeEmbeddings(model=str(bert_embedder), cache=cache))
+    report = populate(store, DOCUMENTS, batch_size=3, workers=4)
+    assert (counts(report), report.tokens) == ((40, 0, 0, 0), tokens(cache))
+    assert len(store.store) == 40
