@@ -9,7 +9,8 @@ from typing import Any
 
 from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.embed.pending import Pending
-from bge_integrations.populate.identity import Document, Entry, identify
+from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
+from bge_integrations.populate.identity import Document, Entry, identify, source_of
 from bge_integrations.populate.report import Failure, PopulateReport
 from bge_integrations.populate.sinks import LangChainSink
 from bge_integrations.populate.writing import in_parts, patiently
@@ -22,6 +23,7 @@ class Tally:
     added: int = 0
     updated: int = 0
     skipped: int = 0
+    deleted: int = 0
     failed: list[Failure] = field(default_factory=list)
     texts: int = 0
     tokens: int = 0
@@ -43,7 +45,9 @@ class Tally:
     def report(self, seconds: float) -> PopulateReport:
         """What the caller gets."""
         failed = tuple(sorted(self.failed, key=lambda failure: failure.position))
-        return PopulateReport(self.added, self.updated, self.skipped, failed, self.texts, self.tokens, seconds)
+        return PopulateReport(
+            self.added, self.updated, self.skipped, self.deleted, failed, self.texts, self.tokens, seconds
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +108,19 @@ class Filling:
         size: Documents a batch.
         writers: Threads that write.
         collect: Leave bad documents out instead of raising.
+        cleanup: Which stale documents to delete, once all are written.
 
     Attributes:
         done: What has been done.
     """
 
-    def __init__(self, sink: LangChainSink, *, size: int, writers: int, collect: bool) -> None:
+    def __init__(self, sink: LangChainSink, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None) -> None:
         self._sink = sink
         self._size = size
         self._writers = writers
         self._collect = collect
+        self._cleanup = cleanup
+        self._seen = Seen() if cleanup else None
         self._under_way: deque[_Batch] = deque()
         self.done = Tally()
 
@@ -133,6 +140,8 @@ class Filling:
                 while self._under_way:
                     self._finish_one()
                     yield self.done
+                if self._cleanup and self._seen:
+                    self.done.deleted = delete_stale(self._sink, self._cleanup, self._seen, self.done.failed)
             except (KeyboardInterrupt, SystemExit, GeneratorExit):
                 for batch in self._under_way:
                     batch.cancel()
@@ -147,8 +156,8 @@ class Filling:
         self._under_way.popleft()
         self.done.add(written)
 
-    def _plan(self, numbered: list[tuple[int, Document]]) -> Plan:
-        """Tell what the sink lacks of a batch."""
+    def _identified(self, numbered: list[tuple[int, Document]]) -> tuple[dict[str, Entry], list[Failure]]:
+        """Give the documents of a batch by id, and the bad ones."""
         entries, left_out = dict[str, Entry](), list[Failure]()
         for position, document in numbered:
             try:
@@ -156,9 +165,16 @@ class Filling:
             except TypeError as error:
                 if not self._collect:
                     raise
-                left_out.append(Failure(position, getattr(document, "id", None), str(error)))
+                left_out.append(Failure(position, getattr(document, "id", None), source_of(document), str(error)))
             else:
                 entries[entry.id] = entry
+        if self._seen:
+            self._seen.add(entries.values())
+        return entries, left_out
+
+    def _plan(self, numbered: list[tuple[int, Document]]) -> Plan:
+        """Tell what the sink lacks of a batch."""
+        entries, left_out = self._identified(numbered)
         while any(entry.id in entries for batch in self._under_way for entry in batch.plan.to_write):
             self._finish_one()
         held = patiently(lambda: self._sink.look_up(list(entries))) if entries else {}
@@ -191,7 +207,11 @@ class Filling:
             added=sum(entry.id not in out for entry in plan.new),
             updated=sum(entry.id not in out for entry in plan.changed) + len(plan.moved),
             skipped=len(plan.same) + plan.twice,
-            failed=[*plan.left_out, *(Failure(entry.position, entry.id, str(error)) for entry, error in refused)],
+            failed=[*plan.left_out, *(_refusal(entry, error) for entry, error in refused)],
             texts=len(plan.to_embed) + completed,
             tokens=tokens + more,
         )
+
+
+def _refusal(entry: Entry, error: Exception) -> Failure:
+    return Failure(entry.position, entry.id, source_of(entry.document), str(error))

@@ -67,6 +67,13 @@ def identify(document: Any, position: int) -> Entry:
     return Entry(document.id, document.model_copy(update={"metadata": metadata}), digest, position)
 
 
+def source_of(document: object) -> str | None:
+    """The document's `source` among its metadata, where it has one that is a string."""
+    metadata = getattr(document, "metadata", None)
+    source = metadata.get("source") if isinstance(metadata, Mapping) else None
+    return source if isinstance(source, str) else None
+
+
 def content_hash(document: Document) -> str:
     """Hash text and metadata (the source among them, not a hash kept before): the same on every run and machine.
 

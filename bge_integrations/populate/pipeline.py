@@ -11,6 +11,7 @@ from bge_integrations.embed.collection import check_fingerprint, write_fingerpri
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.sparse_index import SparseIndex
+from bge_integrations.populate.cleanup import Cleanup
 from bge_integrations.populate.filling import Filling
 from bge_integrations.populate.identity import Document
 from bge_integrations.populate.report import PopulateReport, Progress
@@ -29,6 +30,7 @@ def populate(
     sparse_index: SparseIndex | None = None,
     batch_size: int | None = None,
     workers: int = 2,
+    cleanup: Cleanup | None = None,
     on_error: OnError = "raise",
     show_progress: bool = True,
     progress: Callable[[Progress], object] | None = None,
@@ -38,18 +40,18 @@ def populate(
 
     A document's own id is kept, its content hash goes into the metadata; without an id, it is the SHA-256 of text and
     metadata. What the store holds never reaches the model; where only metadata changed, Chroma is updated without it.
-    Reading, the model and the store's writes run at the same time, on `workers` + 2 batches at most: after a kill the
-    same call goes on, and computes at most those again. The model's fingerprint is kept with the collection (Chroma).
-    With a `sparse_index`, one forward of bge-m3 fills both, under the same ids; the index is yours to save.
-    A store that cannot be reached is tried again for a minute; of a batch that it refuses it is given halves.
+    Reading, the model and writes overlap, on `workers` + 2 batches at most; after a kill the same call goes on. A store
+    out of reach is tried again for a minute, one that refuses a batch gets halves. Chroma keeps the fingerprint.
 
     Args:
         store: A vector store that answers `get_by_ids`, with its own embeddings.
         documents: LangChain documents; a generator is read a few batches ahead. None of them is changed.
         embedder: None for the store's own; no other is accepted, for the store answers queries with its own.
-        sparse_index: Takes sparse vectors; it needs `embedder=`, a `BgeM3Embedder` of the store's own model.
+        sparse_index: Takes the same forward's sparse vectors; needs `embedder=`, a `BgeM3Embedder`. Yours to save.
         batch_size: Documents a look-up and a write; default 512, never over the limit of Chroma's client.
         workers: Threads that write to Chroma; other stores are written to by one.
+        cleanup: Once all is written, delete what populate has put there in earlier runs and this one did not bring:
+            "source", of the sources (`metadata["source"]`) that came; "full", of all. Chroma only.
         on_error: "collect" leaves bad documents, and those that the store refuses, to the report's `failed`.
         show_progress: A progress bar, where stderr is a terminal.
         progress: Called with a `Progress` after each batch, in the caller's thread.
@@ -57,16 +59,15 @@ def populate(
 
     Raises:
         FingerprintMismatchError: Another model filled the collection (`force=False`) or the sparse index.
-        TypeError: The store cannot look up ids, a document is none, its metadata cannot be hashed, or a `sparse_index`
-            comes without a `BgeM3Embedder`.
-        ValueError: `batch_size` or `workers` under 1, or `embedder` is not the store's own.
+        TypeError: No store, no document, metadata that cannot be hashed, or a `sparse_index` without `BgeM3Embedder`.
+        ValueError: `batch_size` or `workers` under 1, another `embedder`, or `cleanup` where a store cannot list.
         NotImplementedError: The store's class leaves `get_by_ids` out.
     """
     started = time.perf_counter()
-    _check_arguments(batch_size, workers, on_error)
-    sink = _open(store, embedder, sparse_index, force=force)
+    _check_arguments(batch_size, workers, cleanup, on_error)
+    sink = _open(store, embedder, sparse_index, cleanup=cleanup, force=force)
     size, writers = min(batch_size or DEFAULT_BATCH_SIZE, sink.max_batch_size), min(workers, sink.max_writers)
-    filling = Filling(sink, size=size, writers=writers, collect=on_error == "collect")
+    filling = Filling(sink, size=size, writers=writers, collect=on_error == "collect", cleanup=cleanup)
     total = len(documents) if isinstance(documents, Sequence) else None
     with tqdm(total=total, unit="doc", desc="populate", disable=None if show_progress else True) as bar:
         _follow(filling, documents, bar, progress, started)
@@ -91,21 +92,27 @@ def _follow(
                 progress(so_far)
 
 
-def _open(store: VectorStore, embedder: Any, sparse_index: SparseIndex | None, *, force: bool) -> LangChainSink:
+def _open(
+    store: VectorStore, embedder: Any, sparse_index: SparseIndex | None, *, cleanup: Cleanup | None, force: bool
+) -> LangChainSink:
     """The store as a sink, with its model's fingerprint checked and kept."""
     check_store(store)
     core = _check_embedder(store, embedder)
     sink = make_sink(store, core)
     if sparse_index is not None:
         sink = HybridSink(sink, sparse_index, _find_m3(embedder))
+    if cleanup and not sink.lists:
+        raise ValueError(f"cleanup= needs a store that lists what it holds; {type(store).__name__} does not.")
     _guard(store, core, force)
     return sink
 
 
-def _check_arguments(batch_size: int | None, workers: int, on_error: str) -> None:
+def _check_arguments(batch_size: int | None, workers: int, cleanup: str | None, on_error: str) -> None:
     for name, number in (("batch_size", batch_size), ("workers", workers)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be 1 or more, not {number}.")
+    if cleanup not in (None, "source", "full"):
+        raise ValueError(f'cleanup must be None, "source" or "full", not {cleanup!r}.')
     if on_error not in ("raise", "collect"):
         raise ValueError(f'on_error must be "raise" or "collect", not {on_error!r}.')
 

@@ -10,11 +10,13 @@ class Failure:
     Attributes:
         position: Its place in the input, from 0.
         id: Its id; None where it has none that could be found.
+        source: Its metadata's `source`; None where that is not known.
         reason: What was wrong with it.
     """
 
     position: int
     id: str | None
+    source: str | None
     reason: str
 
 
@@ -26,6 +28,7 @@ class PopulateReport:
         added: Documents that the store did not hold.
         updated: Documents held under the same id of the caller's own, with other text or metadata.
         skipped: Documents that the store holds already, or that came twice.
+        deleted: Stale documents that `cleanup=` took out of the store.
         failed: Documents left out, with `on_error="collect"`.
         texts: Texts that the model embedded, also for the sparse index alone.
         tokens: Tokens of these texts; 0 with embeddings that are not this package's.
@@ -35,6 +38,7 @@ class PopulateReport:
     added: int
     updated: int
     skipped: int
+    deleted: int
     failed: tuple[Failure, ...]
     texts: int
     tokens: int

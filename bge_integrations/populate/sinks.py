@@ -51,8 +51,10 @@ class LangChainSink:
         max_batch_size: Most documents a write.
         max_writers: Threads that may write at a time.
         takes_metadata_alone: Whether `update_metadata` is there.
+        lists: Whether `listed` and `delete` are there.
     """
 
+    lists = False
     max_batch_size = sys.maxsize
     max_writers = 1
     takes_metadata_alone = False
@@ -85,10 +87,19 @@ class LangChainSink:
         """Give documents that the store holds other metadata, without embedding them."""
         raise NotImplementedError
 
+    def listed(self, source: str | None, limit: int, offset: int) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return ids and metadata of what the store holds of a source, or of all with None; some at a time."""
+        raise NotImplementedError
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out."""
+        raise NotImplementedError
+
 
 class ChromaSink(LangChainSink):
     """LangChain's `Chroma`."""
 
+    lists = True
     max_writers = sys.maxsize
     takes_metadata_alone = True
 
@@ -110,6 +121,16 @@ class ChromaSink(LangChainSink):
             ids=[entry.id for entry in entries],
             metadatas=[{**dict.fromkeys(held[entry.id].metadata), **entry.document.metadata} for entry in entries],
         )
+
+    def listed(self, source: str | None, limit: int, offset: int) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return ids and metadata of what the collection holds of a source, or of all with None; some at a time."""
+        where = None if source is None else {"source": source}
+        found = self.collection.get(where=where, limit=limit, offset=offset, include=["metadatas"])
+        return [(name, metadata or {}) for name, metadata in zip(found["ids"], found["metadatas"], strict=True)]
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out."""
+        self.collection.delete(ids=ids)
 
 
 class HybridSink(LangChainSink):
@@ -134,6 +155,7 @@ class HybridSink(LangChainSink):
         self.max_batch_size = sink.max_batch_size
         self.max_writers = 1
         self.takes_metadata_alone = sink.takes_metadata_alone
+        self.lists = sink.lists
         index.check_fingerprint(self.fingerprint)
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
@@ -161,6 +183,15 @@ class HybridSink(LangChainSink):
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
         """Give documents that the store holds other metadata, without embedding them."""
         self.sink.update_metadata(entries, held)
+
+    def listed(self, source: str | None, limit: int, offset: int) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return ids and metadata of what the store holds of a source, or of all with None; some at a time."""
+        return self.sink.listed(source, limit, offset)
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out of both."""
+        self.sink.delete(ids)
+        self.index.delete(ids)
 
     def _add(self, entries: list[Entry], embeddings: M3Embeddings) -> None:
         self.index.add([entry.id for entry in entries], embeddings.sparse or [], self.fingerprint, _texts(entries))

@@ -1,0 +1,78 @@
+"""Stale documents: what a store holds of the sources of a run, or in all, and the run did not bring."""
+
+import logging
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from bge_integrations.embed.collection import HASH_KEY
+from bge_integrations.populate.identity import Entry, source_of
+from bge_integrations.populate.report import Failure
+from bge_integrations.populate.sinks import LangChainSink
+from bge_integrations.populate.writing import patiently
+
+logger = logging.getLogger(__name__)
+
+Cleanup = Literal["source", "full"]
+PAGE = 1000
+_HASH = re.compile("[0-9a-f]{64}")
+
+
+class Seen:
+    """The ids and sources of a run, however many: SQLite keeps them in a temporary file of its own."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("")
+        self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE sources (source TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Note documents of the run."""
+        for entry in entries:
+            self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (entry.id,))
+            if (source := source_of(entry.document)) is not None:
+                self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (source,))
+
+    def sources(self) -> list[str]:
+        """All sources seen."""
+        return [source for (source,) in self._database.execute("SELECT source FROM sources ORDER BY source")]
+
+    def lacks(self, ids: Iterable[str]) -> list[str]:
+        """Those ids that the run did not bring."""
+        query = "SELECT 1 FROM ids WHERE id = ?"
+        return [document_id for document_id in ids if not self._database.execute(query, (document_id,)).fetchone()]
+
+
+def delete_stale(sink: LangChainSink, cleanup: Cleanup, seen: Seen, failed: Iterable[Failure]) -> int:
+    """Delete the stale documents among those that populate wrote; return how many they were.
+
+    A source of which a document failed keeps all it had. Where a failed document's source is unknown, all keep theirs.
+    """
+    incomplete = {failure.source for failure in failed}
+    if None in incomplete:
+        logger.warning("nothing is cleaned up: of a document that failed the source is not known")
+        return 0
+    sources: list[str | None] = [None]
+    if cleanup == "source":
+        sources = [source for source in seen.sources() if source not in incomplete]
+    deleted = 0
+    for source in sources:
+        stale = [document_id for page in _pages(sink, source, incomplete) for document_id in seen.lacks(page)]
+        for start in range(0, len(stale), PAGE):
+            part = stale[start : start + PAGE]
+            patiently(lambda part=part: sink.delete(part))  # type: ignore[misc]
+        deleted += len(stale)
+    return deleted
+
+
+def _pages(sink: LangChainSink, source: str | None, incomplete: set[str | None]) -> Iterator[list[str]]:
+    """Ids of what populate wrote, of one source or, with None, of all that are complete."""
+    offset = 0
+    while page := patiently(lambda: sink.listed(source, PAGE, offset)):  # noqa: B023 - called at once
+        offset += len(page)
+        yield [name for name, metadata in page if _is_ours(name, metadata) and metadata.get("source") not in incomplete]
+
+
+def _is_ours(document_id: str, metadata: Any) -> bool:
+    return HASH_KEY in metadata or _HASH.fullmatch(document_id) is not None
