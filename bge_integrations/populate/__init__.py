@@ -8,7 +8,7 @@ Example:
     ```
 """
 
-from bge_integrations.populate.pipeline import populate
+from bge_integrations.populate.pipeline import apopulate, populate
 from bge_integrations.populate.report import Failure, PopulateReport, Progress
 
-__all__ = ["Failure", "PopulateReport", "Progress", "populate"]
+__all__ = ["Failure", "PopulateReport", "Progress", "apopulate", "populate"]

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -194,7 +195,7 @@ class Filling:
     def _write(self, plan: Plan, pending: "Pending[Any] | None") -> Tally:
         """Write one batch, in a writer's thread."""
         embeddings, tokens = pending.result() if pending else (None, 0)
-        refused = in_parts(self._sink.write, plan.to_embed, embeddings) if plan.to_embed else []
+        refused = in_parts(partial(self._sink.write, held=plan.held), plan.to_embed, embeddings)
         if refused and not self._collect:
             entry, error = refused[0]
             error.add_note(f"The store refused document {entry.position}, id {entry.id}.")

@@ -1,8 +1,11 @@
 """populate: documents into a vector store, computing only what the store does not hold yet."""
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -15,7 +18,7 @@ from bge_integrations.populate.cleanup import Cleanup
 from bge_integrations.populate.filling import Filling
 from bge_integrations.populate.identity import Document
 from bge_integrations.populate.report import PopulateReport, Progress
-from bge_integrations.populate.sinks import Core, HybridSink, LangChainSink, VectorStore, check_store, make_sink
+from bge_integrations.populate.sinks import Core, HybridSink, LangChainSink, make_sink, own_embeddings
 
 OnError = Literal["raise", "collect"]
 
@@ -23,7 +26,7 @@ DEFAULT_BATCH_SIZE = 512
 
 
 def populate(
-    store: VectorStore,
+    store: Any,
     documents: Iterable[Document],
     *,
     embedder: Any = None,
@@ -36,7 +39,7 @@ def populate(
     progress: Callable[[Progress], object] | None = None,
     force: bool = False,
 ) -> PopulateReport:
-    """Bring a LangChain vector store up to date with documents; run again, it computes nothing twice.
+    """Bring a vector store up to date with documents; run again, it computes nothing twice.
 
     A document's own id is kept, its content hash goes into the metadata; without an id, it is the SHA-256 of text and
     metadata. What the store holds never reaches the model; where only metadata changed, Chroma is updated without it.
@@ -44,7 +47,7 @@ def populate(
     out of reach is tried again for a minute, one that refuses a batch gets halves. Chroma keeps the fingerprint.
 
     Args:
-        store: A vector store that answers `get_by_ids`, with its own embeddings.
+        store: A Chroma collection, or a LangChain vector store that answers `get_by_ids`, with its own embeddings.
         documents: LangChain documents; a generator is read a few batches ahead. None of them is changed.
         embedder: None for the store's own; no other is accepted, for the store answers queries with its own.
         sparse_index: Takes the same forward's sparse vectors; needs `embedder=`, a `BgeM3Embedder`. Yours to save.
@@ -68,23 +71,79 @@ def populate(
     sink = _open(store, embedder, sparse_index, cleanup=cleanup, force=force)
     size, writers = min(batch_size or DEFAULT_BATCH_SIZE, sink.max_batch_size), min(workers, sink.max_writers)
     filling = Filling(sink, size=size, writers=writers, collect=on_error == "collect", cleanup=cleanup)
-    total = len(documents) if isinstance(documents, Sequence) else None
-    with tqdm(total=total, unit="doc", desc="populate", disable=None if show_progress else True) as bar:
-        _follow(filling, documents, bar, progress, started)
+    _follow(filling, documents, show_progress, progress, started)
     return filling.done.report(time.perf_counter() - started)
+
+
+async def apopulate(
+    store: Any,
+    documents: Iterable[Document],
+    *,
+    embedder: Any = None,
+    sparse_index: SparseIndex | None = None,
+    batch_size: int | None = None,
+    workers: int = 2,
+    cleanup: Cleanup | None = None,
+    on_error: OnError = "raise",
+    show_progress: bool = True,
+    progress: Callable[[Progress], object] | None = None,
+    force: bool = False,
+) -> PopulateReport:
+    """As `populate`, off the event loop: `documents` are read, and `progress` called, in another thread.
+
+    Cancelling it ends the reading; batches under way are still written.
+    """
+    source = _Stoppable(documents)
+    try:
+        return await asyncio.to_thread(
+            populate,
+            store,
+            source,
+            embedder=embedder,
+            sparse_index=sparse_index,
+            batch_size=batch_size,
+            workers=workers,
+            cleanup=cleanup,
+            on_error=on_error,
+            show_progress=show_progress,
+            progress=progress,
+            force=force,
+        )
+    finally:
+        source.stopped = True
+
+
+@dataclass(slots=True)
+class _Stoppable:
+    """Documents until they are no longer wanted."""
+
+    documents: Iterable[Document]
+    stopped: bool = False
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self.documents:
+            if self.stopped:
+                raise asyncio.CancelledError
+            yield document
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.documents)
 
 
 def _follow(
     filling: Filling,
     documents: Iterable[Document],
-    bar: "tqdm[Any]",
+    show_progress: bool,
     progress: Callable[[Progress], object] | None,
     started: float,
 ) -> None:
     """Fill, and tell after each batch how far it has come."""
-    with closing(filling.run(documents)) as steps:
+    total, hidden = length_hint(documents) or None, None if show_progress else True
+    with (
+        tqdm(total=total, unit="doc", desc="populate", disable=hidden) as bar,
+        closing(filling.run(documents)) as steps,
+    ):
         for done in steps:
-            total = None if bar.total is None else int(bar.total)
             so_far = Progress(done.documents, total, done.texts, done.tokens, time.perf_counter() - started)
             bar.set_postfix_str(f"{so_far.tokens / so_far.seconds:,.0f} tokens/s", refresh=False)
             bar.update(so_far.documents - bar.n)
@@ -93,10 +152,9 @@ def _follow(
 
 
 def _open(
-    store: VectorStore, embedder: Any, sparse_index: SparseIndex | None, *, cleanup: Cleanup | None, force: bool
+    store: Any, embedder: Any, sparse_index: SparseIndex | None, *, cleanup: Cleanup | None, force: bool
 ) -> LangChainSink:
     """The store as a sink, with its model's fingerprint checked and kept."""
-    check_store(store)
     core = _check_embedder(store, embedder)
     sink = make_sink(store, core)
     if sparse_index is not None:
@@ -117,16 +175,16 @@ def _check_arguments(batch_size: int | None, workers: int, cleanup: str | None, 
         raise ValueError(f'on_error must be "raise" or "collect", not {on_error!r}.')
 
 
-def _guard(store: VectorStore, core: Core | None, force: bool) -> None:
+def _guard(store: Any, core: Core | None, force: bool) -> None:
     """Refuse another model than the one that filled the store, and keep the model's fingerprint with the store."""
     if core is not None:
         check_fingerprint(store, core.fingerprint, force=force)
         write_fingerprint(store, core.fingerprint)
 
 
-def _check_embedder(store: VectorStore, embedder: Any) -> Core | None:
+def _check_embedder(store: Any, embedder: Any) -> Core | None:
     """Return the core embedder behind the store's own embeddings, None for foreign ones; refuse any other embedder."""
-    own = store.embeddings
+    own = own_embeddings(store)
     core = _find_core(own)
     if embedder is None or embedder is own:
         return core

@@ -71,8 +71,8 @@ class LangChainSink:
         """Have the vectors of documents computed; None where the store does that."""
         return self.embedder.submit_documents(_texts(entries)) if self.embedder else None
 
-    def write(self, entries: list[Entry], embeddings: Any) -> None:
-        """Insert or replace documents with their embeddings."""
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:  # noqa: ARG002
+        """Insert or replace documents with their embeddings; `held` is what the store has under their ids."""
         if embeddings is None:
             _insert(self.store, entries)
             return
@@ -97,7 +97,7 @@ class LangChainSink:
 
 
 class ChromaSink(LangChainSink):
-    """LangChain's `Chroma`."""
+    """A Chroma collection, by itself or behind LangChain's `Chroma`."""
 
     lists = True
     max_writers = sys.maxsize
@@ -110,16 +110,29 @@ class ChromaSink(LangChainSink):
         self.max_batch_size = int(server.get_max_batch_size())
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the collection holds of `ids`; its own `get_by_ids` fails on documents without metadata."""
+        """Return what the collection holds of `ids`."""
         found = self.collection.get(ids=ids, include=["documents", "metadatas"])
         rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
-        return {document_id: Held(text, metadata or {}) for document_id, text, metadata in rows}
+        return {document_id: Held(text or "", metadata or {}) for document_id, text, metadata in rows}
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
+        """Insert or replace documents with their embeddings, and replace their metadata."""
+        texts = _texts(entries)
+        if isinstance(embeddings, M3Embeddings):
+            embeddings = embeddings.dense
+        elif embeddings is None and self.store is not self.collection:
+            embeddings = self.store.embeddings.embed_documents(texts)
+        self.collection.upsert(
+            ids=[entry.id for entry in entries],
+            embeddings=embeddings,  # None has the collection's own function compute them
+            documents=texts,
+            metadatas=[_replacing(entry, held) or None for entry in entries],
+        )
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
-        """Replace metadata. Chroma merges them, and None removes a key."""
+        """Replace metadata."""
         self.collection.update(
-            ids=[entry.id for entry in entries],
-            metadatas=[{**dict.fromkeys(held[entry.id].metadata), **entry.document.metadata} for entry in entries],
+            ids=[entry.id for entry in entries], metadatas=[_replacing(entry, held) for entry in entries]
         )
 
     def listed(self, source: str | None, limit: int, offset: int) -> list[tuple[str, Mapping[str, Any]]]:
@@ -166,9 +179,9 @@ class HybridSink(LangChainSink):
         """Have both vectors of documents computed."""
         return self.both.submit_documents(_texts(entries))
 
-    def write(self, entries: list[Entry], embeddings: Any) -> None:
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
         """Insert or replace documents; after a failure the index has none that the store lacks."""
-        self.sink.write(entries, embeddings)
+        self.sink.write(entries, embeddings, held)
         self._add(entries, embeddings)
 
     def complete(self, entries: list[Entry]) -> tuple[int, int]:
@@ -197,11 +210,26 @@ class HybridSink(LangChainSink):
         self.index.add([entry.id for entry in entries], embeddings.sparse or [], self.fingerprint, _texts(entries))
 
 
-def check_store(store: object) -> None:
-    """Refuse with a `TypeError` what is no LangChain vector store."""
+def _replacing(entry: Entry, held: Mapping[str, Held]) -> dict[str, Any]:
+    """The document's metadata, and None, which removes a key, for what else is held: Chroma merges metadata."""
+    before = held[entry.id].metadata if entry.id in held else {}
+    return {**dict.fromkeys(before), **entry.document.metadata}
+
+
+def own_embeddings(store: Any) -> Any:
+    """The embeddings with which a store answers queries.
+
+    Raises:
+        TypeError: It is neither a LangChain vector store nor a Chroma collection.
+    """
+    collection = find_chroma_collection(store)
+    if collection is not None and collection is store:
+        return collection._embedding_function  # noqa: SLF001 - a collection has no public way to it
     for method in ("get_by_ids", "add_documents"):
         if not callable(getattr(store, method, None)):
-            raise TypeError(f"populate needs a LangChain vector store; {type(store).__name__} has no {method}.")
+            kind = type(store).__name__
+            raise TypeError(f"populate fills LangChain vector stores and Chroma collections; {kind} has no {method}.")
+    return store.embeddings
 
 
 def make_sink(store: VectorStore, embedder: Core | None) -> LangChainSink:

@@ -39,6 +39,8 @@ def in_parts(
     Returns:
         The documents that the store refuses by themselves, with the reasons.
     """
+    if not entries:
+        return []
     try:
         patiently(lambda: write(entries, embeddings))
     except Exception as error:

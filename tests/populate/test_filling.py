@@ -1,19 +1,24 @@
 """populate on its way: overlap, bad documents, refused and interrupted writes, progress."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import chromadb
+import numpy as np
 import pytest
+from chromadb import Documents, EmbeddingFunction
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations import ModelCache
+from bge_integrations.chroma import BgeEmbeddingFunction
+from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
-from bge_integrations.populate import PopulateReport, Progress, populate, writing
+from bge_integrations.populate import PopulateReport, Progress, apopulate, populate, writing
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(40)]
 
@@ -25,13 +30,16 @@ class Tried(Chroma):
         super().__init__(*arguments, **keywords)
         self.sizes: list[int] = []
 
-    def before(self, documents: list[Document]) -> None:
+        self._upsert = self._collection.upsert
+        self._collection.upsert = self._tried  # type: ignore[method-assign]
+
+    def before(self, ids: list[str]) -> None:
         """What a test does before each write."""
 
-    def add_documents(self, documents: list[Document], **keywords: Any) -> list[str]:
-        self.sizes.append(len(documents))
-        self.before(documents)
-        return super().add_documents(documents, **keywords)
+    def _tried(self, ids: list[str], **keywords: Any) -> None:
+        self.sizes.append(len(ids))
+        self.before(ids)
+        self._upsert(ids, **keywords)
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def test_reading_and_the_model_go_on_while_a_batch_is_written(store: Tried, cach
                 read_on.set()
             yield document
 
-    def before(_: list[Document]) -> None:
+    def before(_: list[str]) -> None:
         if not first_write.is_set():
             first_write.set()
             assert read_on.wait(30)
@@ -81,7 +89,7 @@ def test_tokens_and_progress(store: Tried, cache: ModelCache) -> None:
     assert {step.total for step in seen} == {40}
     assert (seen[-1].texts, seen[-1].tokens) == (40, report.tokens)
     assert 0 < seen[0].seconds <= seen[-1].seconds <= report.seconds
-    again = populate(store, iter(DOCUMENTS), progress=seen.append)
+    again = populate(store, (document for document in DOCUMENTS), progress=seen.append)
     assert (again.texts, again.tokens) == (0, 0)
     assert seen[-1].total is None
 
@@ -121,9 +129,9 @@ def test_what_the_store_refuses_is_raised_with_its_place_and_id(store: Tried) ->
 
 
 def test_a_batch_that_is_too_large_is_halved(store: Tried, cache: ModelCache) -> None:
-    def before(documents: list[Document]) -> None:
-        if len(documents) > 3:
-            raise ValueError(f"Batch size {len(documents)} exceeds maximum batch size 3")
+    def before(ids: list[str]) -> None:
+        if len(ids) > 3:
+            raise ValueError(f"Batch size {len(ids)} exceeds maximum batch size 3")
 
     store.before = before  # type: ignore[method-assign]
     report = populate(store, DOCUMENTS, batch_size=20, workers=1)
@@ -134,7 +142,7 @@ def test_a_batch_that_is_too_large_is_halved(store: Tried, cache: ModelCache) ->
 def test_a_store_that_is_away_for_a_while(store: Tried, cache: ModelCache) -> None:
     away = iter([ConnectionError("away"), TimeoutError("slow")])
 
-    def before(_: list[Document]) -> None:
+    def before(_: list[str]) -> None:
         if error := next(away, None):
             raise error
 
@@ -145,7 +153,7 @@ def test_a_store_that_is_away_for_a_while(store: Tried, cache: ModelCache) -> No
 
 
 def test_a_store_that_stays_away(store: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
-    def before(_: list[Document]) -> None:
+    def before(_: list[str]) -> None:
         raise ConnectionError("away")
 
     monkeypatch.setattr(writing, "SECONDS", 0.2)
@@ -175,3 +183,61 @@ def test_a_store_with_one_writer_at_a_time(bert_embedder: Path, cache: ModelCach
     report = populate(store, DOCUMENTS, batch_size=3, workers=4)
     assert (counts(report), report.tokens) == ((40, 0, 0, 0), tokens(cache))
     assert len(store.store) == 40
+
+
+async def test_off_the_event_loop(store: Tried) -> None:
+    seen: list[Progress] = []
+    report = await apopulate(store, DOCUMENTS, batch_size=10, progress=seen.append)
+    assert counts(report) == (40, 0, 0, 0)
+    assert [(step.documents, step.total) for step in seen] == [(10, 40), (20, 40), (30, 40), (40, 40)]
+    with pytest.raises(TypeError, match="Document 0 is None"):
+        await apopulate(store, [None])  # type: ignore[list-item]
+
+
+async def test_a_cancelled_call_reads_no_further(store: Tried) -> None:
+    read, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def documents() -> Iterator[Document]:
+        try:
+            yield from DOCUMENTS[:15]
+            read.set()
+            assert cancelled.wait(30)
+            yield from DOCUMENTS[15:]
+        finally:
+            ended.set()
+
+    filling = asyncio.ensure_future(apopulate(store, documents(), batch_size=5))
+    await asyncio.to_thread(read.wait, 30)
+    filling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await filling
+    cancelled.set()
+    assert await asyncio.to_thread(ended.wait, 30)
+    assert counts(await apopulate(store, DOCUMENTS[15:])) == (25, 0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:legacy embedding function config:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_a_collection_by_itself(kind: str, tmp_path: Path, bert_embedder: Path, cache: ModelCache) -> None:
+    ours = BgeEmbeddingFunction(str(bert_embedder), cache=cache)
+    function: Any = ours if kind == "ours" else Letters()
+    client = chromadb.PersistentClient(str(tmp_path / "store"))
+    collection = client.create_collection("bare", embedding_function=function)
+    report = populate(collection, DOCUMENTS, batch_size=9)
+    assert (counts(report), report.texts, report.tokens) == ((40, 0, 0, 0), 40, tokens(cache))
+    assert (read_fingerprint(collection) == ours.embedder.fingerprint) == (kind == "ours")
+    assert counts(populate(collection, DOCUMENTS)) == (0, 0, 40, 0)
+    kept = collection.get(include=["documents", "embeddings"])
+    np.testing.assert_allclose(kept["embeddings"], function(kept["documents"]), atol=1e-6)
+    changed = [Document("another text", id="own", metadata={"page": n}) for n in range(2)]
+    assert [counts(populate(collection, [document], cleanup="source"))[:2] for document in changed] == [(1, 0), (0, 1)]
+
+
+class Letters(EmbeddingFunction[Documents]):
+    """Somebody else's function: two numbers of a text."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, input: Documents) -> Any:  # noqa: A002 - Chroma's name
+        return [np.array([len(text), text.count("a")], dtype=np.float32) for text in input]

@@ -138,7 +138,7 @@ def test_interrupted_run_is_resumed(store: Chroma, index: SparseIndex, embedder:
     assert_filled(store, index, embedder)
 
 
-@pytest.mark.parametrize("failing", ["add_documents", "index"])
+@pytest.mark.parametrize("failing", ["store", "index"])
 def test_a_failed_write_is_made_up_for(
     store: Chroma, index: SparseIndex, embedder: BgeM3Embedder, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_failed_write_is_made_up_for(
         raise OSError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((Chroma, failing) if failing == "add_documents" else (index, "add")), fail)
+        patch.setattr(*((store._collection, "upsert") if failing == "store" else (index, "add")), fail)
         with pytest.raises(OSError, match="no room"):
             populate(store, DOCUMENTS, embedder=embedder, sparse_index=index)
     assert len(index) == 0
