@@ -56,6 +56,11 @@ class Replay:
         return self.embed_documents(texts)
 
 
+def can_replay(store: object) -> bool:
+    """Whether `replaying` takes a store."""
+    return bool(_places(store))
+
+
 @contextmanager
 def replaying(store: Store, embeddings: Replay) -> Iterator[Store]:
     """Give a shallow copy of a store with other embeddings; meanwhile other threads use the store as before.
@@ -68,7 +73,7 @@ def replaying(store: Store, embeddings: Replay) -> Iterator[Store]:
         TypeError: The store's embeddings cannot be found among its attributes.
     """
     own: Any = getattr(store, "embeddings", None)
-    held = [name for name, value in vars(store).items() if value is own and own is not None]
+    held = _places(store)
     if not held:
         raise TypeError(
             f"{type(store).__name__} does not keep its embeddings in an attribute of its own, so it cannot be given "
@@ -84,3 +89,9 @@ def replaying(store: Store, embeddings: Replay) -> Iterator[Store]:
         yield double
     finally:  # what the copy's methods have bound anew, such as a matrix that has grown
         vars(store).update({name: value for name, value in vars(double).items() if value is not before.get(name)})
+
+
+def _places(store: object) -> list[str]:
+    """The attributes in which a store holds its embeddings."""
+    own = getattr(store, "embeddings", None)
+    return [name for name, value in vars(store).items() if value is own and own is not None]

@@ -27,6 +27,10 @@ class Seen:
         self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
         self._database.execute("CREATE TABLE sources (source TEXT PRIMARY KEY) WITHOUT ROWID")
 
+    def close(self) -> None:
+        """Delete the file."""
+        self._database.close()
+
     def add(self, entries: Iterable[Entry]) -> None:
         """Note documents of the run."""
         for entry in entries:

@@ -147,6 +147,9 @@ class Filling:
                 for batch in self._under_way:
                     batch.cancel()
                 raise
+            finally:
+                if self._seen:
+                    self._seen.close()
 
     def _start(self, plan: Plan, pool: ThreadPoolExecutor) -> None:
         pending = self._sink.submit(plan.to_embed) if plan.to_embed else None

@@ -9,7 +9,7 @@ from bge_integrations.embed.collection import find_chroma_collection
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.pending import Pending
-from bge_integrations.embed.replay import Replay, replaying
+from bge_integrations.embed.replay import Replay, can_replay, replaying
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate.identity import Entry
 from bge_integrations.types import M3Embeddings
@@ -44,8 +44,8 @@ class LangChainSink:
 
     Args:
         store: The store.
-        embedder: Computes its vectors; None where the store's own embeddings are not this package's, and it embeds
-            what it is given.
+        embedder: Computes its vectors; None where the store embeds what it is given: its embeddings are not this
+            package's, or it takes vectors from nobody else.
 
     Attributes:
         max_batch_size: Most documents a write.
@@ -235,7 +235,9 @@ def own_embeddings(store: Any) -> Any:
 def make_sink(store: VectorStore, embedder: Core | None) -> LangChainSink:
     """Return the sink for a store whose vectors the embedder computes, or, without one, the store itself."""
     collection = find_chroma_collection(store)
-    return LangChainSink(store, embedder) if collection is None else ChromaSink(store, embedder, collection)
+    if collection is not None:
+        return ChromaSink(store, embedder, collection)
+    return LangChainSink(store, embedder if can_replay(store) else None)
 
 
 def _insert(store: VectorStore, entries: list[Entry]) -> None:

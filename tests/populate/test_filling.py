@@ -1,6 +1,7 @@
 """populate on its way: overlap, bad documents, refused and interrupted writes, progress."""
 
 import asyncio
+import copy
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from chromadb import Documents, EmbeddingFunction
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations import ModelCache
@@ -214,6 +216,34 @@ async def test_a_cancelled_call_reads_no_further(store: Tried) -> None:
     cancelled.set()
     assert await asyncio.to_thread(ended.wait, 30)
     assert counts(await apopulate(store, DOCUMENTS[15:])) == (25, 0, 0, 0)
+
+
+class Closed(InMemoryVectorStore):
+    """A store whose embeddings nobody can put others in the place of."""
+
+    def __init__(self, embedding: Embeddings) -> None:
+        super().__init__(embedding)
+        self.embedding = Wrapped(embedding)  # type: ignore[assignment]
+        self.own = embedding
+
+    @property
+    def embeddings(self) -> Embeddings:
+        return copy.copy(self.own)
+
+
+class Wrapped:
+    """Embeddings behind something else."""
+
+    def __init__(self, inner: Embeddings) -> None:
+        self.embed_documents, self.embed_query = inner.embed_documents, inner.embed_query
+
+
+def test_a_store_that_takes_no_vectors_embeds_by_itself(bert_embedder: Path, cache: ModelCache) -> None:
+    store = Closed(BgeEmbeddings(model=str(bert_embedder), cache=cache))
+    report = populate(store, DOCUMENTS, batch_size=9)
+    assert (counts(report), report.texts, report.tokens) == ((40, 0, 0, 0), 40, 0)
+    assert len(store.store) == 40
+    assert counts(populate(store, DOCUMENTS)) == (0, 0, 40, 0)
 
 
 @pytest.mark.filterwarnings("ignore:legacy embedding function config:DeprecationWarning")
