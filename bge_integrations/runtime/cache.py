@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from bge_integrations.inference.device_lock import forget_device_locks
+from bge_integrations.inference.device_lock import forget_device_locks, hold_devices, let_devices_go
 from bge_integrations.inference.engine import Engine
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
@@ -307,4 +307,4 @@ def _after_fork_in_child() -> None:
 
 _default = ModelCache(name="default")
 atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=hold_devices, after_in_parent=let_devices_go, after_in_child=_after_fork_in_child)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from bge_integrations.inference import device_lock as module
 from bge_integrations.inference.device_lock import DeviceLock, device_lock, forget_device_locks
 
 
@@ -77,3 +78,39 @@ def test_a_device_has_one_lock_until_a_fork():
     assert device_lock("cuda:7") is before is not device_lock("cuda:8")
     forget_device_locks()
     assert device_lock("cuda:7") is not before
+
+
+def test_whoever_gives_up_waiting_leaves_no_trace():
+    lock = DeviceLock()
+    with lock:
+        assert not lock.acquire(0.01)
+        assert not lock._waiting
+    assert lock.acquire(0.01)
+
+
+def test_a_fork_waits_for_the_forward_that_runs(eventually):
+    lock, order = device_lock("cuda:9"), []
+
+    def fork():
+        module.hold_devices()
+        order.append("fork")
+        module.let_devices_go()
+
+    thread = threading.Thread(target=fork)
+    with lock:
+        thread.start()
+        eventually(lambda: len(lock._waiting) == 1)
+        order.append("forward")
+    thread.join()
+    assert order == ["forward", "fork"]
+    assert not lock._held
+
+
+def test_a_fork_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(module, "_FORK_SECONDS", 0.01)
+    lock = device_lock("cuda:9")
+    with lock:
+        module.hold_devices()
+        module.let_devices_go()
+        assert lock._held
+    assert not lock._held
