@@ -64,7 +64,12 @@ LAWS = {
     "langchain.sparse": law(f"langchain {FOR_ADAPTERS}", "langchain_qdrant"),
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
-    "populate": law("populate embed errors types", "tenacity tqdm"),
+    "populate": law("populate embed errors types", "numpy tenacity tqdm"),
+    "populate.nodes": law("populate embed errors types", "llama_index"),
+    "populate.sinks.llama_index": law("populate embed errors types", "llama_index"),
+    "populate.sinks.qdrant": law("populate embed errors types", "qdrant_client"),
+    "populate.sinks.lancedb": law("populate embed errors types", "pyarrow"),
+    "populate.sinks.recorded": law("populate embed errors types", inside="llama_index"),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",
@@ -79,7 +84,6 @@ FRAMEWORK_SIGNATURES = (
     "llama_index",
     "chroma",
     "inference.backends.varlen",  # transformers calls it with whatever the model was called with
-    "populate.sinks",  # spells out the methods of LangChain's stores
 )
 
 

@@ -1,34 +1,28 @@
 """The fingerprint of the model that filled a collection, kept with the collection itself.
 
 Two models of one dimension fit into one collection without any error, and every search is then wrong. The guard is one
-metadata key, written when a collection is filled and checked when it is filled again or read.
+string, written when a collection is filled and checked when it is filled again or read.
 """
 
-from typing import Any
-
+from bge_integrations.embed.places import find_place
 from bge_integrations.errors import FingerprintMismatchError
 
-METADATA_KEY = "bge_integrations:fingerprint"
 HASH_KEY = "bge_integrations:content_hash"
 """The metadata key of a stored document that keeps the hash of its content, where its id is the caller's own."""
-
-_LEGACY_SPACE_KEY = "hnsw:space"
 
 
 def read_fingerprint(store: object) -> str | None:
     """Return the fingerprint of the model that filled a store.
 
     Args:
-        store: A Chroma collection, LangChain's `Chroma`, LlamaIndex's `ChromaVectorStore`, or a `VectorStoreIndex` over
-            one. The collection's metadata are read anew at each call, not taken from the object's own copy.
+        store: A Chroma collection, or a vector store of LangChain or LlamaIndex over Chroma, Qdrant, LanceDB, FAISS or
+            memory, or a `VectorStoreIndex`. A durable store is asked anew at each call.
 
     Returns:
         The fingerprint, or None where none was written or the store has no place for one.
     """
-    collection = find_chroma_collection(store)
-    if collection is None:
-        return None
-    fingerprint = _read_metadata(collection).get(METADATA_KEY)
+    place = find_place(store)
+    fingerprint = place.read() if place else None
     return fingerprint if isinstance(fingerprint, str) else None
 
 
@@ -39,17 +33,8 @@ def write_fingerprint(store: object, fingerprint: str) -> None:
         store: As in `read_fingerprint`; a store that has no place for a fingerprint is left as it is.
         fingerprint: `BgeEmbedder.fingerprint` of the model that fills the store.
     """
-    collection = find_chroma_collection(store)
-    if collection is None:
-        return
-    metadata = {**_read_metadata(collection), METADATA_KEY: fingerprint}
-    if _LEGACY_SPACE_KEY not in metadata:
-        collection.modify(metadata=metadata)
-        return
-    # `modify` replaces all metadata and yet refuses this key, even unchanged; the server itself takes it.
-    where = {"tenant": collection.tenant, "database": collection.database}
-    collection._client._modify(id=collection.id, new_metadata=metadata, **where)  # noqa: SLF001
-    collection._update_model_after_modify_success(None, metadata, None)  # noqa: SLF001
+    if place := find_place(store):
+        place.write(fingerprint)
 
 
 def check_fingerprint(store: object, fingerprint: str, force: bool = False) -> None:
@@ -71,24 +56,3 @@ def check_fingerprint(store: object, fingerprint: str, force: bool = False) -> N
             f"This collection was filled by a model with the fingerprint {stored}; the model given has {fingerprint}. "
             "Vectors of two models cannot be compared: use the model that filled it, or fill a new collection."
         )
-
-
-def find_chroma_collection(store: object) -> Any | None:
-    """Return the `chromadb` collection behind a store, or None for a store of another kind."""
-    for candidate in (store, getattr(store, "vector_store", None)):
-        if _is_collection(candidate):
-            return candidate
-        inner = getattr(candidate, "_collection", None)
-        if _is_collection(inner):
-            return inner
-    return None
-
-
-def _is_collection(candidate: object) -> bool:
-    return any(base.__module__ == "chromadb.api.models.Collection" for base in type(candidate).__mro__)
-
-
-def _read_metadata(collection: Any) -> dict[str, Any]:
-    server = collection._client  # noqa: SLF001 - the object's own copy of the metadata may be old
-    model = server.get_collection_by_id(collection.id, tenant=collection.tenant, database=collection.database)
-    return dict(model["metadata"] or {})

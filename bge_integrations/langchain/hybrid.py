@@ -14,9 +14,10 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from bge_integrations.embed.collection import check_fingerprint, find_chroma_collection, write_fingerprint
+from bge_integrations.embed.collection import check_fingerprint, write_fingerprint
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.places import find_chroma_collection
 from bge_integrations.embed.replay import Replay, replaying
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.errors import FingerprintMismatchError

@@ -1,22 +1,19 @@
 """Stale documents: what a store holds of the sources of a run, or in all, and the run did not bring."""
 
 import logging
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
-from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.populate.identity import Entry, source_of
+from bge_integrations.populate.framework import source_in
+from bge_integrations.populate.identity import Entry, is_ours
 from bge_integrations.populate.report import Failure
-from bge_integrations.populate.sinks import LangChainSink
+from bge_integrations.populate.sinks.base import PAGE, Sink
 from bge_integrations.populate.writing import patiently
 
 logger = logging.getLogger(__name__)
 
 Cleanup = Literal["source", "full"]
-PAGE = 1000
-_HASH = re.compile("[0-9a-f]{64}")
 
 
 class Seen:
@@ -35,8 +32,8 @@ class Seen:
         """Note documents of the run."""
         for entry in entries:
             self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (entry.id,))
-            if (source := source_of(entry.document)) is not None:
-                self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (source,))
+            if entry.source is not None:
+                self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (entry.source,))
 
     def sources(self) -> list[str]:
         """All sources seen."""
@@ -48,7 +45,7 @@ class Seen:
         return [document_id for document_id in ids if not self._database.execute(query, (document_id,)).fetchone()]
 
 
-def delete_stale(sink: LangChainSink, cleanup: Cleanup, seen: Seen, failed: Iterable[Failure]) -> int:
+def delete_stale(sink: Sink, cleanup: Cleanup, seen: Seen, failed: Iterable[Failure]) -> int:
     """Delete the stale documents among those that populate wrote; return how many they were.
 
     A source of which a document failed keeps all it had. Where a failed document's source is unknown, all keep theirs.
@@ -70,13 +67,12 @@ def delete_stale(sink: LangChainSink, cleanup: Cleanup, seen: Seen, failed: Iter
     return deleted
 
 
-def _pages(sink: LangChainSink, source: str | None, incomplete: set[str | None]) -> Iterator[list[str]]:
+def _pages(sink: Sink, source: str | None, incomplete: set[str | None]) -> Iterator[list[str]]:
     """Ids of what populate wrote, of one source or, with None, of all that are complete."""
-    offset = 0
-    while page := patiently(lambda: sink.listed(source, PAGE, offset)):  # noqa: B023 - called at once
-        offset += len(page)
-        yield [name for name, metadata in page if _is_ours(name, metadata) and metadata.get("source") not in incomplete]
-
-
-def _is_ours(document_id: str, metadata: Any) -> bool:
-    return HASH_KEY in metadata or _HASH.fullmatch(document_id) is not None
+    for page in sink.pages(source):
+        of = [(name, metadata, source_in(metadata, sink.framework.source_keys)) for name, metadata in page]
+        yield [
+            name
+            for name, metadata, its in of
+            if is_ours(name, metadata) and its not in incomplete and source in (None, its)
+        ]

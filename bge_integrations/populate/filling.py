@@ -9,11 +9,11 @@ from itertools import islice
 from typing import Any
 
 from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.embed.pending import Pending
 from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
-from bge_integrations.populate.identity import Document, Entry, identify, source_of
+from bge_integrations.populate.embedding import Pending
+from bge_integrations.populate.identity import Entry
 from bge_integrations.populate.report import Failure, PopulateReport
-from bge_integrations.populate.sinks import LangChainSink
+from bge_integrations.populate.sinks.base import Sink
 from bge_integrations.populate.writing import in_parts, patiently
 
 
@@ -43,12 +43,11 @@ class Tally:
         self.texts += other.texts
         self.tokens += other.tokens
 
-    def report(self, seconds: float) -> PopulateReport:
+    def report(self, seconds: float, *, overlapped: bool) -> PopulateReport:
         """What the caller gets."""
         failed = tuple(sorted(self.failed, key=lambda failure: failure.position))
-        return PopulateReport(
-            self.added, self.updated, self.skipped, self.deleted, failed, self.texts, self.tokens, seconds
-        )
+        counted = (self.added, self.updated, self.skipped, self.deleted, failed, self.texts, self.tokens)
+        return PopulateReport(*counted, seconds, overlapped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class _Batch:
     """A batch under way."""
 
     plan: Plan
-    pending: "Pending[Any] | None"
+    pending: Pending | None
     written: "Future[Tally]"
 
     def cancel(self) -> None:
@@ -115,7 +114,7 @@ class Filling:
         done: What has been done.
     """
 
-    def __init__(self, sink: LangChainSink, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None) -> None:
+    def __init__(self, sink: Sink, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None) -> None:
         self._sink = sink
         self._size = size
         self._writers = writers
@@ -125,12 +124,12 @@ class Filling:
         self._under_way: deque[_Batch] = deque()
         self.done = Tally()
 
-    def run(self, documents: Iterable[Document]) -> Generator[Tally]:
+    def run(self, documents: Iterable[Any]) -> Generator[Tally]:
         """Fill; after each batch yields what has been done.
 
         After an error what is under way is still written, after an interrupt only what is being written.
         """
-        numbered = enumerate(documents)
+        numbered = enumerate(self._sink.framework.arrange(documents, self._size))
         with ThreadPoolExecutor(self._writers, "populate") as pool:
             try:
                 while read := list(islice(numbered, self._size)):
@@ -160,23 +159,24 @@ class Filling:
         self._under_way.popleft()
         self.done.add(written)
 
-    def _identified(self, numbered: list[tuple[int, Document]]) -> tuple[dict[str, Entry], list[Failure]]:
+    def _identified(self, numbered: list[tuple[int, Any]]) -> tuple[dict[str, Entry], list[Failure]]:
         """Give the documents of a batch by id, and the bad ones."""
         entries, left_out = dict[str, Entry](), list[Failure]()
         for position, document in numbered:
             try:
-                entry = identify(document, position)
+                entry = self._sink.identify(document, position)
             except TypeError as error:
                 if not self._collect:
                     raise
-                left_out.append(Failure(position, getattr(document, "id", None), source_of(document), str(error)))
+                source = self._sink.framework.source_of(document)
+                left_out.append(Failure(position, getattr(document, "id", None), source, str(error)))
             else:
                 entries[entry.id] = entry
         if self._seen:
             self._seen.add(entries.values())
         return entries, left_out
 
-    def _plan(self, numbered: list[tuple[int, Document]]) -> Plan:
+    def _plan(self, numbered: list[tuple[int, Any]]) -> Plan:
         """Tell what the sink lacks of a batch."""
         entries, left_out = self._identified(numbered)
         while any(entry.id in entries for batch in self._under_way for entry in batch.plan.to_write):
@@ -189,13 +189,13 @@ class Filling:
                 new.append(entry)
             elif entry.content_hash in (None, stored.metadata.get(HASH_KEY)):
                 same.append(entry)
-            elif self._sink.takes_metadata_alone and stored.text == entry.document.page_content:
+            elif self._sink.takes_metadata_alone and stored.text == entry.text:
                 moved.append(entry)
             else:
                 changed.append(entry)
         return Plan(new, changed, moved, same, held, left_out, len(numbered) - len(left_out) - len(entries))
 
-    def _write(self, plan: Plan, pending: "Pending[Any] | None") -> Tally:
+    def _write(self, plan: Plan, pending: Pending | None) -> Tally:
         """Write one batch, in a writer's thread."""
         embeddings, tokens = pending.result() if pending else (None, 0)
         refused = in_parts(partial(self._sink.write, held=plan.held), plan.to_embed, embeddings)
@@ -218,4 +218,4 @@ class Filling:
 
 
 def _refusal(entry: Entry, error: Exception) -> Failure:
-    return Failure(entry.position, entry.id, source_of(entry.document), str(error))
+    return Failure(entry.position, entry.id, entry.source, str(error))

@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from operator import length_hint
+from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from bge_integrations.embed.collection import check_fingerprint, write_fingerprint
-from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate.cleanup import Cleanup
+from bge_integrations.populate.embedding import choose_embedder
 from bge_integrations.populate.filling import Filling
-from bge_integrations.populate.identity import Document
 from bge_integrations.populate.report import PopulateReport, Progress
-from bge_integrations.populate.sinks import Core, HybridSink, LangChainSink, make_sink, own_embeddings
+from bge_integrations.populate.sinks import HybridSink, Sink, make_sink
 
 OnError = Literal["raise", "collect"]
 
@@ -27,7 +26,7 @@ DEFAULT_BATCH_SIZE = 512
 
 def populate(
     store: Any,
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     *,
     embedder: Any = None,
     sparse_index: SparseIndex | None = None,
@@ -37,47 +36,49 @@ def populate(
     on_error: OnError = "raise",
     show_progress: bool = True,
     progress: Callable[[Progress], object] | None = None,
+    record: str | Path | None = None,
     force: bool = False,
 ) -> PopulateReport:
     """Bring a vector store up to date with documents; run again, it computes nothing twice.
 
     A document's own id is kept, its content hash goes into the metadata; without an id, it is the SHA-256 of text and
-    metadata. What the store holds never reaches the model; where only metadata changed, Chroma is updated without it.
-    Reading, the model and writes overlap, on `workers` + 2 batches at most; after a kill the same call goes on. A store
-    out of reach is tried again for a minute, one that refuses a batch gets halves. Chroma keeps the fingerprint.
+    metadata. What the store holds never reaches the model, nor does what changed in its metadata only. Reading, the
+    model and writes overlap, on `workers` + 2 batches at most; after a kill the same call goes on. A store out of reach
+    is tried again for a minute, one that refuses a batch gets halves.
 
     Args:
-        store: A Chroma collection, or a LangChain vector store that answers `get_by_ids`, with its own embeddings.
-        documents: LangChain documents; a generator is read a few batches ahead. None of them is changed.
-        embedder: None for the store's own; no other is accepted, for the store answers queries with its own.
-        sparse_index: Takes the same forward's sparse vectors; needs `embedder=`, a `BgeM3Embedder`. Yours to save.
+        store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
+        documents: LangChain documents, or LlamaIndex nodes for its stores; a generator is read a few batches ahead.
+        embedder: None for the store's own, and no other than that; a LlamaIndex store by itself needs one here.
+        sparse_index: Takes the same forward's sparse vectors, of `embedder=BgeM3Embedder(...)`. Yours to save.
         batch_size: Documents a look-up and a write; default 512, never over the limit of Chroma's client.
-        workers: Threads that write to Chroma; other stores are written to by one.
+        workers: Threads that write to Chroma or a Qdrant server; others are written to by one.
         cleanup: Once all is written, delete what populate has put there in earlier runs and this one did not bring:
-            "source", of the sources (`metadata["source"]`) that came; "full", of all. Chroma only.
+            "source", of the sources (`metadata["source"]`) that came; "full", of all.
         on_error: "collect" leaves bad documents, and those that the store refuses, to the report's `failed`.
         show_progress: A progress bar, where stderr is a terminal.
         progress: Called with a `Progress` after each batch, in the caller's thread.
-        force: Fill a collection that another model has filled.
+        record: SQLite file that remembers what a store holds that cannot be asked; None for memory.
+        force: Fill what another model has filled.
 
     Raises:
         FingerprintMismatchError: Another model filled the collection (`force=False`) or the sparse index.
         TypeError: No store, no document, metadata that cannot be hashed, or a `sparse_index` without `BgeM3Embedder`.
-        ValueError: `batch_size` or `workers` under 1, another `embedder`, or `cleanup` where a store cannot list.
-        NotImplementedError: The store's class leaves `get_by_ids` out.
+        ValueError: A number under 1, another `embedder` or none, `cleanup` of what cannot list, another store's record.
+        NotImplementedError: A changed or stale document in a store that deletes nothing.
     """
     started = time.perf_counter()
     _check_arguments(batch_size, workers, cleanup, on_error)
-    sink = _open(store, embedder, sparse_index, cleanup=cleanup, force=force)
+    sink = _open(store, embedder, sparse_index, cleanup=cleanup, record=record, force=force)
     size, writers = min(batch_size or DEFAULT_BATCH_SIZE, sink.max_batch_size), min(workers, sink.max_writers)
     filling = Filling(sink, size=size, writers=writers, collect=on_error == "collect", cleanup=cleanup)
     _follow(filling, documents, show_progress, progress, started)
-    return filling.done.report(time.perf_counter() - started)
+    return filling.done.report(time.perf_counter() - started, overlapped=sink.embedder is not None)
 
 
 async def apopulate(
     store: Any,
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     *,
     embedder: Any = None,
     sparse_index: SparseIndex | None = None,
@@ -87,6 +88,7 @@ async def apopulate(
     on_error: OnError = "raise",
     show_progress: bool = True,
     progress: Callable[[Progress], object] | None = None,
+    record: str | Path | None = None,
     force: bool = False,
 ) -> PopulateReport:
     """As `populate`, off the event loop: `documents` are read, and `progress` called, in another thread.
@@ -107,6 +109,7 @@ async def apopulate(
             on_error=on_error,
             show_progress=show_progress,
             progress=progress,
+            record=record,
             force=force,
         )
     finally:
@@ -117,10 +120,10 @@ async def apopulate(
 class _Stoppable:
     """Documents until they are no longer wanted."""
 
-    documents: Iterable[Document]
+    documents: Iterable[Any]
     stopped: bool = False
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[Any]:
         for document in self.documents:
             if self.stopped:
                 raise asyncio.CancelledError
@@ -132,7 +135,7 @@ class _Stoppable:
 
 def _follow(
     filling: Filling,
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     show_progress: bool,
     progress: Callable[[Progress], object] | None,
     started: float,
@@ -152,16 +155,23 @@ def _follow(
 
 
 def _open(
-    store: Any, embedder: Any, sparse_index: SparseIndex | None, *, cleanup: Cleanup | None, force: bool
-) -> LangChainSink:
+    store: Any,
+    embedder: Any,
+    sparse_index: SparseIndex | None,
+    *,
+    cleanup: Cleanup | None,
+    record: str | Path | None,
+    force: bool,
+) -> Sink:
     """The store as a sink, with its model's fingerprint checked and kept."""
-    core = _check_embedder(store, embedder)
-    sink = make_sink(store, core)
+    core, computes = choose_embedder(store, embedder)
+    sink = make_sink(store, computes, record)
     if sparse_index is not None:
         sink = HybridSink(sink, sparse_index, _find_m3(embedder))
     if cleanup and not sink.lists:
         raise ValueError(f"cleanup= needs a store that lists what it holds; {type(store).__name__} does not.")
-    _guard(store, core, force)
+    if core is not None:
+        sink.guard(core.fingerprint, force=force)
     return sink
 
 
@@ -173,36 +183,6 @@ def _check_arguments(batch_size: int | None, workers: int, cleanup: str | None, 
         raise ValueError(f'cleanup must be None, "source" or "full", not {cleanup!r}.')
     if on_error not in ("raise", "collect"):
         raise ValueError(f'on_error must be "raise" or "collect", not {on_error!r}.')
-
-
-def _guard(store: Any, core: Core | None, force: bool) -> None:
-    """Refuse another model than the one that filled the store, and keep the model's fingerprint with the store."""
-    if core is not None:
-        check_fingerprint(store, core.fingerprint, force=force)
-        write_fingerprint(store, core.fingerprint)
-
-
-def _check_embedder(store: Any, embedder: Any) -> Core | None:
-    """Return the core embedder behind the store's own embeddings, None for foreign ones; refuse any other embedder."""
-    own = own_embeddings(store)
-    core = _find_core(own)
-    if embedder is None or embedder is own:
-        return core
-    given = _find_core(embedder)
-    if core is None or given is None or given.fingerprint != core.fingerprint:
-        raise ValueError(
-            f"embedder={embedder!r:.80} is not the store's own, which answers its queries: {own!r:.80}. "
-            "Make the store with the embeddings that are to fill it."
-        )
-    return core
-
-
-def _find_core(embeddings: Any) -> Core | None:
-    """The core embedder of the dense vectors, where they are ours."""
-    core = getattr(embeddings, "embedder", embeddings)
-    if isinstance(core, BgeM3Embedder):
-        return core.with_outputs("dense")
-    return core if isinstance(core, BgeEmbedder) else None
 
 
 def _find_m3(embedder: Any) -> BgeM3Embedder:

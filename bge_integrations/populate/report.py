@@ -33,6 +33,7 @@ class PopulateReport:
         texts: Texts that the model embedded, also for the sparse index alone.
         tokens: Tokens of these texts; 0 with embeddings that are not this package's.
         seconds: Wall time.
+        overlapped: Whether model and writes ran at the same time; not where a store computes its vectors by itself.
     """
 
     added: int
@@ -43,6 +44,7 @@ class PopulateReport:
     texts: int
     tokens: int
     seconds: float
+    overlapped: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Stale documents leave the store once the new ones are in, and nothing else does."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import tiny
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
-from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_core.vectorstores import VectorStore
 
 from bge_integrations import BgeM3Embedder, ModelCache, SparseIndex
 from bge_integrations.langchain import BgeEmbeddings
@@ -104,10 +104,31 @@ def test_the_sparse_index_is_cleaned_up_too(tmp_path: Path, cache: ModelCache) -
     assert len(index) == len(texts(store)) == 4
 
 
-def test_what_cannot_be_cleaned_up_is_refused(store: Chroma, bert_embedder: Path, cache: ModelCache) -> None:
-    memory = InMemoryVectorStore(BgeEmbeddings(model=str(bert_embedder), cache=cache))
-    with pytest.raises(ValueError, match="InMemoryVectorStore does not"):
-        populate(memory, OLD, cleanup="full")
-    assert memory.store == {}
+class Unlisted(VectorStore):
+    """A store that answers for ids and lists nothing."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Document] = {}
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        self.held.update(zip(kwargs["ids"], documents, strict=True))
+        return list(kwargs["ids"])
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        return [self.held[name] for name in ids if name in self.held]
+
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        return []
+
+    @classmethod
+    def from_texts(cls, *arguments: Any, **kwargs: Any) -> "Unlisted":
+        return cls()
+
+
+def test_what_cannot_be_cleaned_up_is_refused(store: Chroma) -> None:
+    unlisted = Unlisted()
+    with pytest.raises(ValueError, match="Unlisted does not"):
+        populate(unlisted, OLD, cleanup="full")
+    assert unlisted.held == {}
     with pytest.raises(ValueError, match="cleanup must be"):
         populate(store, OLD, cleanup="all")  # type: ignore[arg-type]

@@ -14,13 +14,13 @@ import pytest
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations import BgeEmbedder, FingerprintMismatchError, ModelCache
 from bge_integrations.embed.collection import HASH_KEY, read_fingerprint, write_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.populate import PopulateReport, populate
-from bge_integrations.populate.identity import content_hash
+from bge_integrations.populate.framework import LangChain
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(30)]
 COSINE: Any = {"hnsw": {"space": "cosine"}}
@@ -78,14 +78,18 @@ def test_store_opened_again_computes_nothing(
     assert work(cache) == before
 
 
+def id_of(document: Document) -> str:
+    return LangChain().identify(document, 0).id
+
+
 def test_ids_are_stable_over_processes() -> None:
     document = Document("Ünïcode \ud800 text", metadata={"source": "a.md", "page": 3, "draft": True, "tags": ["x"]})
     code = """
 import json, sys
 from langchain_core.documents import Document
-from bge_integrations.populate.identity import content_hash
+from bge_integrations.populate.framework import LangChain
 text, metadata = json.loads(sys.argv[1])
-print(content_hash(Document(text, metadata=dict(reversed(metadata.items())))))
+print(LangChain().identify(Document(text, metadata=dict(reversed(metadata.items()))), 0).id)
 """
     arguments = [sys.executable, "-c", code, json.dumps([document.page_content, document.metadata])]
     outputs = {
@@ -94,8 +98,8 @@ print(content_hash(Document(text, metadata=dict(reversed(metadata.items())))))
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert outputs == {content_hash(document)}
-    assert content_hash(Document("Pandas eat bamboo.", metadata={"source": "a.md"})) == (
+    assert outputs == {id_of(document)}
+    assert id_of(Document("Pandas eat bamboo.", metadata={"source": "a.md"})) == (
         "873783c549b0f6370bfbed7685b06789941f4f57a0195d5529962f388360f3d2"
     )
 
@@ -113,7 +117,7 @@ print(content_hash(Document(text, metadata=dict(reversed(metadata.items())))))
 )
 def test_another_text_source_or_metadata_is_another_document(other: Document) -> None:
     document = Document("Pandas eat bamboo.", metadata={"source": "a.md", "page": 1})
-    assert content_hash(document) != content_hash(other)
+    assert id_of(document) != id_of(other)
 
 
 def test_the_same_document_twice_in_one_call(store: Chroma) -> None:
@@ -238,7 +242,7 @@ def test_in_memory_store(kind: str, embeddings: BgeEmbeddings) -> None:
     assert before == DOCUMENTS
     assert counts(populate(store, DOCUMENTS)) == (0, 0, 30, 0)
     populate(store, [Document("text", id="a", metadata={"page": 1})])
-    assert counts(populate(store, [Document("text", id="a", metadata={"page": 2})])) == (0, 1, 0, 1)
+    assert counts(populate(store, [Document("text", id="a", metadata={"page": 2})])) == (0, 1, 0, 0)
     assert store.get_by_ids(["a"])[0].metadata["page"] == 2
 
 
@@ -265,24 +269,9 @@ def test_bad_documents_are_named(store: Chroma, document: Any, message: str) -> 
     assert counts(populate(store, DOCUMENTS[:3])) == (3, 0, 0, 3)
 
 
-class WithoutLookup(VectorStore):
-    """A store that cannot be asked for ids."""
-
-    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        return []
-
-    @classmethod
-    def from_texts(
-        cls, texts: list[str], embedding: Embeddings, metadatas: Any = None, **kwargs: Any
-    ) -> "WithoutLookup":
-        return cls()
-
-
 def test_unfit_stores_and_arguments(store: Chroma, client: chromadb.ClientAPI) -> None:
-    with pytest.raises(TypeError, match="str has no get_by_ids"):
+    with pytest.raises(TypeError, match="str is none of them"):
         populate("a string", DOCUMENTS)
-    with pytest.raises(NotImplementedError, match="get_by_ids"):
-        populate(WithoutLookup(), DOCUMENTS)
     for size in (0, -1):
         with pytest.raises(ValueError, match="batch_size"):
             populate(store, DOCUMENTS, batch_size=size)

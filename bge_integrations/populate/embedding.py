@@ -1,0 +1,128 @@
+"""Who computes the vectors of a store: our embedders on their own queue, anybody else's in a thread of its own."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.places import find_chroma_collection, is_a
+
+Core = BgeEmbedder | BgeM3Embedder
+
+
+class Pending(Protocol):
+    """Vectors that are being computed."""
+
+    def result(self) -> tuple[Any, int]:
+        """Wait for the vectors and the number of tokens."""
+
+    def cancel(self) -> None:
+        """Give up what has not been computed."""
+
+
+class Embedder(Protocol):
+    """Computes vectors while its caller goes on."""
+
+    def submit_documents(self, texts: list[str]) -> Pending:
+        """Have vectors computed."""
+
+
+class _Later:
+    def __init__(self, future: "Future[Any]") -> None:
+        self._future = future
+
+    def result(self) -> tuple[Any, int]:
+        return self._future.result(), 0
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class ForeignEmbedder:
+    """Somebody else's embeddings, which need not be safe to call from several threads: one thread calls them.
+
+    Args:
+        embed: Gives a vector a text.
+    """
+
+    def __init__(self, embed: Callable[[list[str]], Any]) -> None:
+        self._embed = embed
+        self._thread = ThreadPoolExecutor(1, "populate-embed")
+
+    def submit_documents(self, texts: list[str]) -> Pending:
+        """Have vectors computed; tokens count as 0."""
+        return _Later(self._thread.submit(self._embed, texts))
+
+
+def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | None]:
+    """Find who computes a store's vectors.
+
+    Args:
+        store: The store.
+        given: The caller's `embedder=`.
+
+    Returns:
+        The core embedder where it is one of ours, and what computes: None where only the store can.
+
+    Raises:
+        TypeError: No store that populate knows, or no embedder.
+        ValueError: `given` is not the store's own, or nobody is there to compute.
+    """
+    own = own_embeddings(store)
+    if own is None and given is None:
+        if callable(getattr(store, "add_documents", None)):
+            return None, None
+        raise ValueError(
+            f"{type(store).__name__} has no embeddings of its own. Give them: populate(store, documents, embedder=...)."
+        )
+    asks = is_a(store, "BasePydanticVectorStore")
+    chosen = given if asks else own
+    core = find_core(chosen)
+    if not asks and given is not None and given is not own:
+        other = find_core(given)
+        if core is None or other is None or other.fingerprint != core.fingerprint:
+            raise ValueError(
+                f"embedder={given!r:.80} is not the store's own, which answers its queries: {own!r:.80}. "
+                "Make the store with the embeddings that are to fill it."
+            )
+    return core, core or ForeignEmbedder(_foreign(chosen))
+
+
+def own_embeddings(store: Any) -> Any:
+    """The embeddings with which a store answers queries; None where it has none.
+
+    Raises:
+        TypeError: It is no store that populate fills.
+    """
+    collection = find_chroma_collection(store)
+    if collection is not None and collection is store:
+        return collection._embedding_function  # noqa: SLF001 - a collection has no public way to it
+    if is_a(store, "VectorStoreIndex"):
+        return store._embed_model  # noqa: SLF001 - nor has an index
+    if is_a(store, "BasePydanticVectorStore"):
+        return None
+    if callable(getattr(store, "add_documents", None)) and callable(getattr(store, "similarity_search", None)):
+        return store.embeddings
+    raise TypeError(
+        "populate fills vector stores of LangChain and LlamaIndex, a VectorStoreIndex, and Chroma collections; "
+        f"{type(store).__name__} is none of them."
+    )
+
+
+def find_core(embeddings: Any) -> Core | None:
+    """The core embedder of the dense vectors, where they are ours."""
+    core = getattr(embeddings, "embedder", embeddings)
+    if isinstance(core, BgeM3Embedder):
+        return core.with_outputs("dense")
+    return core if isinstance(core, BgeEmbedder) else None
+
+
+def _foreign(embeddings: Any) -> Callable[[list[str]], Any]:
+    for name in ("embed_documents", "get_text_embedding_batch"):
+        if callable(method := getattr(embeddings, name, None)):
+            return method  # type: ignore[no-any-return]
+    if not callable(embeddings):
+        raise TypeError(f"embedder={embeddings!r:.80} is no embedder: it has neither of LangChain's methods nor "
+                        "LlamaIndex's.")  # fmt: skip
+    return embeddings  # type: ignore[no-any-return]

@@ -1,0 +1,139 @@
+"""LlamaIndex's nodes: their identity, and how LlamaIndex's stores take them."""
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+
+from bge_integrations.embed.collection import HASH_KEY
+from bge_integrations.embed.lists import to_lists
+from bge_integrations.populate.framework import source_in, unhashable
+from bge_integrations.populate.identity import Entry, Held, content_hash, hashable_metadata
+
+_HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+"""What a node keeps from models."""
+
+_NONE = "None"
+"""What LlamaIndex's stores keep for a node of no document."""
+
+
+class LlamaIndex:
+    """LlamaIndex's nodes and documents.
+
+    A node's own id is kept. A random one (a UUID of version 4, which LlamaIndex gives to what has none) says nothing on
+    the next run: it makes room for one that is made of the content, also where other nodes point at it.
+    """
+
+    source_keys: tuple[str, ...] = ("source", "file_path", "ref_doc_id")
+
+    def arrange(self, documents: Iterable[Any], window: int) -> Iterator[Any]:
+        """Give nodes their ids, and copies whose relationships name them; reads at most two windows ahead.
+
+        A relationship to a node of another window than its neighbours, or that never comes, stays as it is.
+        """
+        reader = iter(documents)
+        before: dict[str, str] = {}
+        block, names = self._window(reader, window)
+        while block:
+            following, next_names = self._window(reader, window)
+            around = {**before, **names, **next_names}
+            yield from (_renamed(node, names, around) if isinstance(node, BaseNode) else node for node in block)
+            before, block, names = names, following, next_names
+
+    def identify(self, document: Any, position: int) -> Entry:
+        """Give a node its identity; its text is what LlamaIndex embeds, metadata among it."""
+        if not isinstance(document, BaseNode):
+            raise TypeError(f"Document {position} is {document!r:.80}; it needs to be a node of LlamaIndex.")
+        bare = _without_hash(document)
+        text = bare.get_content(metadata_mode=MetadataMode.EMBED)
+        if not text:
+            raise TypeError(f"Node {position}, id {document.node_id}, has no text.")
+        try:
+            digest = self._digest(bare)
+        except TypeError as error:
+            raise unhashable(position, error) from error
+        hidden = {name: [*getattr(bare, name), HASH_KEY] for name in _HIDING}
+        kept = bare.model_copy(update={"metadata": {**bare.metadata, HASH_KEY: digest}, **hidden})
+        return Entry(document.node_id, kept, text, self.source_of(document), digest, position)
+
+    def source_of(self, document: object) -> str | None:
+        """Give the metadata's `source` or `file_path`, else the id of the document that a node is a part of."""
+        if not isinstance(document, BaseNode):
+            return None
+        return source_in({**document.metadata, "ref_doc_id": document.ref_doc_id}, self.source_keys)
+
+    def row(self, entry: Entry, with_text: bool = False) -> tuple[str, dict[str, Any]]:
+        """Give text and metadata, the whole node among them."""
+        metadata = node_to_metadata_dict(entry.document, remove_text=not with_text, flat_metadata=True)
+        known = {key: "" if value is None else value for key, value in metadata.items()}
+        return entry.document.get_content(metadata_mode=MetadataMode.NONE), known
+
+    def held(self, text: str | None, metadata: Mapping[str, Any]) -> Held:
+        """Give back what a store holds of a node, with the text that was embedded."""
+        try:
+            node = metadata_dict_to_node(dict(metadata), text=text)
+        except ValueError:  # somebody else's row
+            return Held(text, metadata)
+        own = {**metadata, "ref_doc_id": None if metadata.get("ref_doc_id") == _NONE else metadata.get("ref_doc_id")}
+        return Held(node.get_content(metadata_mode=MetadataMode.EMBED), own)
+
+    def add(self, store: Any, entries: list[Entry], vectors: Any) -> list[str]:
+        """Insert nodes with vectors."""
+        return list(store.add(with_vectors(entries, vectors)))
+
+    def _window(self, reader: Iterator[Any], size: int) -> tuple[list[Any], dict[str, str]]:
+        """Read nodes, and the new ids of those whose own are random."""
+        block, names = list(islice(reader, size)), dict[str, str]()
+        for node in block:
+            if isinstance(node, BaseNode) and _is_random(node.node_id):
+                try:
+                    names[node.node_id] = str(uuid.UUID(self._digest(_without_hash(node))[:32]))
+                except TypeError:
+                    continue  # `identify` says it
+        return block, names
+
+    def _digest(self, node: BaseNode) -> str:
+        source = self.source_of(node)
+        return content_hash(
+            node.get_content(metadata_mode=MetadataMode.NONE),
+            node.get_content(metadata_mode=MetadataMode.EMBED),
+            hashable_metadata(node.metadata),
+            None if source is None or _is_random(source) else source,
+        )
+
+
+def with_vectors(entries: list[Entry], vectors: Any) -> list[BaseNode]:
+    """Copies of nodes that carry their vectors, as LlamaIndex's stores want them."""
+    rows = zip(entries, to_lists(vectors), strict=True)
+    return [entry.document.model_copy(update={"embedding": vector}) for entry, vector in rows]
+
+
+def _is_random(node_id: str) -> bool:
+    try:
+        return uuid.UUID(node_id).version == 4
+    except ValueError:
+        return False
+
+
+def _without_hash(node: BaseNode) -> BaseNode:
+    """The node as it was before populate kept it."""
+    if HASH_KEY not in node.metadata:
+        return node
+    hidden = {name: [key for key in getattr(node, name) if key != HASH_KEY] for name in _HIDING}
+    return node.model_copy(update={"metadata": hashable_metadata(node.metadata), **hidden})
+
+
+def _renamed(node: BaseNode, own: Mapping[str, str], around: Mapping[str, str]) -> BaseNode:
+    """A copy with the new id, and with those of the nodes that it points at."""
+    relationships: dict[NodeRelationship, Any] = {
+        kind: [_pointing(one, around) for one in related] if isinstance(related, list) else _pointing(related, around)
+        for kind, related in node.relationships.items()
+    }
+    return node.model_copy(update={"id_": own.get(node.node_id, node.node_id), "relationships": relationships})
+
+
+def _pointing(related: RelatedNodeInfo, names: Mapping[str, str]) -> RelatedNodeInfo:
+    return related.model_copy(update={"node_id": names.get(related.node_id, related.node_id)})

@@ -1,0 +1,73 @@
+"""Chroma collections: by themselves, or behind LangChain's `Chroma` or LlamaIndex's `ChromaVectorStore`."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.framework import Framework
+from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
+from bge_integrations.populate.writing import patiently
+
+
+class ChromaSink(Sink):
+    """A Chroma collection."""
+
+    max_writers = sys.maxsize
+    takes_metadata_alone = True
+    lists = True
+
+    def __init__(self, store: Any, framework: Framework, embedder: Embedder | None, collection: Any) -> None:
+        super().__init__(store, framework, embedder)
+        self.collection = collection
+        server = collection._client  # noqa: SLF001 - a collection has no public way to its limits
+        self.max_batch_size = int(server.get_max_batch_size())
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the collection holds of `ids`."""
+        found = self.collection.get(ids=ids, include=["documents", "metadatas"])
+        rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
+        return {name: self.framework.held(text or "", metadata or {}) for name, text, metadata in rows}
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
+        """Insert or replace documents with their embeddings, and replace their metadata."""
+        rows = [self.framework.row(entry) for entry in entries]
+        self.collection.upsert(
+            ids=[entry.id for entry in entries],
+            embeddings=dense(embeddings),
+            documents=[text for text, _ in rows],
+            metadatas=[
+                _replacing(metadata, held.get(entry.id)) or None
+                for entry, (_, metadata) in zip(entries, rows, strict=True)
+            ],
+        )
+
+    def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
+        """Replace metadata."""
+        metadatas = [_replacing(self.framework.row(entry)[1], held.get(entry.id)) for entry in entries]
+        self.collection.update(ids=[entry.id for entry in entries], metadatas=metadatas)
+
+    def pages(self, source: str | None) -> Pages:
+        """Return ids and metadata of what the collection holds of a source, or of all with None."""
+        where = self._of(source) if source is not None else None
+        offset = 0
+        while ids := (found := self._page(where, offset))["ids"]:
+            offset += len(ids)
+            yield [(name, metadata or {}) for name, metadata in zip(ids, found["metadatas"], strict=True)]
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out."""
+        self.collection.delete(ids=ids)
+
+    def _of(self, source: str) -> dict[str, Any]:
+        alternatives = [{key: source} for key in self.framework.source_keys]
+        return {"$or": alternatives} if len(alternatives) > 1 else alternatives[0]
+
+    def _page(self, where: dict[str, Any] | None, offset: int) -> Any:
+        return patiently(lambda: self.collection.get(where=where, limit=PAGE, offset=offset, include=["metadatas"]))
+
+
+def _replacing(metadata: dict[str, Any], before: Held | None) -> dict[str, Any]:
+    """The metadata, and None, which removes a key, for what else is held: Chroma merges metadata."""
+    return {**dict.fromkeys(before.metadata if before else ()), **metadata}

@@ -1,0 +1,69 @@
+"""LangChain's vector stores: any of them, and those in memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.sinks.base import Pages, Sink, dense, in_pages
+
+
+class LangChainSink(Sink):
+    """Any vector store that answers `get_by_ids` and replaces what it holds under an id."""
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the store holds of `ids`."""
+        return {found.id: Held(found.page_content, found.metadata) for found in self.store.get_by_ids(ids)}
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:  # noqa: ARG002
+        """Insert or replace documents with their embeddings."""
+        self.framework.add(self.store, entries, None if embeddings is None else dense(embeddings))
+
+
+class InMemorySink(LangChainSink):
+    """langchain-core's `InMemoryVectorStore`."""
+
+    takes_metadata_alone = True
+    lists = True
+
+    def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
+        """Replace metadata."""
+        for entry in entries:
+            self.store.store[entry.id] = {**self.store.store[entry.id], "metadata": dict(entry.document.metadata)}
+
+    def pages(self, source: str | None) -> Pages:
+        """Return ids and metadata of what the store holds of a source, or of all with None."""
+        rows = [(name, row["metadata"]) for name, row in self.store.store.items()]
+        return in_pages([row for row in rows if source in (None, row[1].get("source"))])
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out."""
+        self.store.delete(ids)
+
+
+class FaissSink(LangChainSink):
+    """langchain-community's `FAISS`, an index in memory beside a docstore."""
+
+    takes_metadata_alone = True
+    lists = True
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
+        """Insert documents with their embeddings, once those that they replace are out."""
+        replaced = [entry.id for entry in entries if entry.id in held and self.store.get_by_ids([entry.id])]
+        if replaced:
+            self.store.delete(replaced)
+        super().write(entries, embeddings, held)
+
+    def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
+        """Replace the documents of the docstore."""
+        self.store.docstore.delete([entry.id for entry in entries])
+        self.store.docstore.add({entry.id: entry.document.model_copy(update={"id": entry.id}) for entry in entries})
+
+    def pages(self, source: str | None) -> Pages:
+        """Return ids and metadata of what the store holds of a source, or of all with None."""
+        documents = self.store.get_by_ids(list(self.store.index_to_docstore_id.values()))
+        rows = [(found.id, found.metadata) for found in documents]
+        return in_pages([row for row in rows if source in (None, row[1].get("source"))])
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out."""
+        self.store.delete(ids)

@@ -1,0 +1,104 @@
+"""LlamaIndex's vector stores without a sink of their own, and indexes that keep their nodes in a docstore."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import MetadataMode
+
+from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.framework import Framework
+from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.nodes import with_vectors
+from bge_integrations.populate.sinks.base import Pages, Sink, dense, in_pages
+
+
+class NodeSink(Sink):
+    """Any store with `get_nodes` and `delete_nodes`."""
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the store holds of `ids`."""
+        nodes = self.store.get_nodes(node_ids=ids)
+        return {node.node_id: Held(node.get_content(MetadataMode.EMBED), node.metadata) for node in nodes}
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
+        """Insert nodes with their embeddings, once those that they replace are out."""
+        if replaced := [entry.id for entry in entries if entry.id in held]:
+            self.store.delete_nodes(node_ids=replaced)
+        self.framework.add(self.store, entries, dense(embeddings))
+
+
+class SimpleSink(NodeSink):
+    """LlamaIndex's `SimpleVectorStore` by itself: vectors and metadata, no texts."""
+
+    lists = True
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the store holds of `ids`."""
+        data = self.store.data
+        return {name: Held(None, data.metadata_dict.get(name, {})) for name in ids if name in data.embedding_dict}
+
+    def pages(self, source: str | None) -> Pages:  # noqa: ARG002 - whoever asks looks at the sources again
+        """Return ids and metadata of what the store holds."""
+        data = self.store.data
+        return in_pages([(name, data.metadata_dict.get(name, {})) for name in data.embedding_dict])
+
+    def delete(self, ids: list[str]) -> None:
+        """Take nodes out."""
+        self.store.delete_nodes(node_ids=ids)
+
+
+class IndexSink(Sink):
+    """A `VectorStoreIndex` that keeps its nodes in its docstore, because its vector store keeps no texts.
+
+    Saving it is the caller's business: `index.storage_context.persist(...)`.
+    """
+
+    takes_metadata_alone = True
+    lists = True
+
+    def __init__(self, index: VectorStoreIndex, framework: Framework, embedder: Embedder | None) -> None:
+        super().__init__(index, framework, embedder)
+        self.index = index
+        self._inside = set(index.index_struct.nodes_dict.values())  # the docstore may hold more
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the index holds of `ids`."""
+        nodes = self.index.docstore.get_nodes([name for name in ids if name in self._inside], raise_error=False)
+        return {node.node_id: Held(node.get_content(MetadataMode.EMBED), node.metadata) for node in nodes}
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
+        """Insert nodes with their embeddings, once those that they replace are out."""
+        if replaced := [entry.id for entry in entries if entry.id in held]:
+            self.delete(replaced)
+        self.index.insert_nodes(with_vectors(entries, dense(embeddings)))
+        self._inside.update(entry.id for entry in entries)
+
+    def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
+        """Replace the nodes of the docstore, and their metadata beside the vectors."""
+        self.index.docstore.add_documents([entry.document for entry in entries], allow_update=True)
+        data = getattr(self.index.vector_store, "data", None)
+        for entry in entries:
+            if data is not None and entry.id in data.metadata_dict:
+                _, metadata = self.framework.row(entry)
+                data.metadata_dict[entry.id] = {key: metadata[key] for key in metadata if key != "_node_content"}
+
+    def pages(self, source: str | None) -> Pages:  # noqa: ARG002 - whoever asks looks at the sources again
+        """Return ids and metadata of what the index holds."""
+        nodes = self.index.docstore.get_nodes(sorted(self._inside), raise_error=False)
+        return in_pages([(node.node_id, {**node.metadata, "ref_doc_id": node.ref_doc_id}) for node in nodes])
+
+    def delete(self, ids: list[str]) -> None:
+        """Take nodes out.
+
+        Raises:
+            NotImplementedError: The index's vector store cannot (FAISS).
+        """
+        try:
+            self.index.delete_nodes(ids, delete_from_docstore=True)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{type(self.index.vector_store).__name__} cannot take {len(ids)} changed or stale nodes out, the "
+                f"first with id {ids[0]}. Build the index anew, or take a store that deletes, such as Chroma."
+            ) from error
+        self._inside.difference_update(ids)

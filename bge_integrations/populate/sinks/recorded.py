@@ -1,0 +1,106 @@
+"""Stores that cannot tell what they hold; a record beside them does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bge_integrations.embed.collection import HASH_KEY
+from bge_integrations.embed.lists import to_lists
+from bge_integrations.embed.places import is_a
+from bge_integrations.errors import FingerprintMismatchError
+from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.framework import Framework
+from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.record import Record, Row
+from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
+
+
+class RecordedSink(Sink):
+    """A store of LangChain or LlamaIndex with a record.
+
+    Raises:
+        ValueError: The record is of another store, or this one has been emptied: it does not find the document that it
+            got last.
+    """
+
+    lists = True
+
+    def __init__(self, store: Any, framework: Framework, embedder: Embedder | None, record: Record) -> None:
+        super().__init__(store, framework, embedder)
+        self.record = record
+        last = record.fact("last")
+        if last is not None and not self._finds(last):
+            raise ValueError(
+                f"The record {record.path or 'in memory'} knows of documents that {type(store).__name__} does not "
+                "find: the store is another one, or has been emptied. Give the record that belongs to it, or delete "
+                "the file to fill the store anew."
+            )
+
+    def guard(self, fingerprint: str, *, force: bool) -> None:
+        """Refuse another model than the one that filled the store, and keep the model's fingerprint in the record."""
+        kept = self.record.fact("fingerprint")
+        if kept not in (None, fingerprint) and not force:
+            raise FingerprintMismatchError(
+                f"This store was filled by a model with the fingerprint {kept}; the model given has {fingerprint}. "
+                "Vectors of two models cannot be compared: use the model that filled it, or fill a new store."
+            )
+        self.record.note("fingerprint", fingerprint)
+        super().guard(fingerprint, force=force)
+
+    def look_up(self, ids: list[str]) -> dict[str, Held]:
+        """Return what the record has of `ids`."""
+        return {row.id: Held(None, {HASH_KEY: row.hash}) for row in self.record.find(ids)}
+
+    def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
+        """Insert documents with their embeddings, once those that they replace are out; then note them."""
+        if replaced := [entry.id for entry in entries if entry.id in held]:
+            self.delete(replaced)
+        vectors = None if embeddings is None else dense(embeddings)
+        stored = self.framework.add(self.store, entries, vectors)
+        hashes = [entry.content_hash or entry.id for entry in entries]
+        rows = zip(entries, hashes, stored, strict=True)
+        self.record.add(Row(entry.id, digest, entry.source, str(name)) for entry, digest, name in rows)
+        vector = None if vectors is None else to_lists(vectors[-1:])[0]
+        self.record.note("last", {"id": str(stored[-1]), "text": entries[-1].text, "vector": vector})
+
+    def pages(self, source: str | None) -> Pages:
+        """Return ids and sources of what the store holds of a source, or of all with None."""
+        key = self.framework.source_keys[0]
+        for rows in self.record.all(source, PAGE):
+            yield [(row.id, {HASH_KEY: row.hash} | ({key: row.source} if row.source else {})) for row in rows]
+
+    def delete(self, ids: list[str]) -> None:
+        """Take documents out.
+
+        Raises:
+            NotImplementedError: The store cannot.
+        """
+        rows = self.record.find(ids)
+        stored = [row.stored for row in rows]
+        try:
+            self.store.delete_nodes(node_ids=stored) if self._is_llama_index else self.store.delete(stored)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{type(self.store).__name__} cannot take {len(ids)} changed or stale documents out, the first with id "
+                f"{ids[0]}. Fill a new store, or take one that deletes, such as Chroma."
+            ) from error
+        self.record.delete(ids)
+
+    @property
+    def _is_llama_index(self) -> bool:
+        return is_a(self.store, "BasePydanticVectorStore")
+
+    def _finds(self, last: Mapping[str, Any]) -> bool:
+        if self._is_llama_index:
+            from llama_index.core.vector_stores.types import VectorStoreQuery
+
+            found = self.store.query(VectorStoreQuery(query_embedding=last["vector"], similarity_top_k=_NEAREST))
+            return last["id"] in (found.ids or [])
+        if last["vector"] is None:
+            nearest = self.store.similarity_search(last["text"], k=_NEAREST)
+        else:
+            nearest = self.store.similarity_search_by_vector(last["vector"], k=_NEAREST)
+        return any(document.page_content == last["text"] for document in nearest)
+
+
+_NEAREST = 10
+"""Documents to look for one that must be there; more than one, for texts may be there several times."""
