@@ -19,6 +19,9 @@ _REFUSED = ("ValueError", "TypeError", "ChromaError", "UnexpectedResponse")
 _BROKEN = ("InternalError",)
 """Classes of errors among those that mean that the store itself is in trouble."""
 
+_IDS = 20
+"""Ids that an error names at most."""
+
 
 def patiently(work: Callable[[], T]) -> T:
     """Does some work of a store; again, with growing pauses, while it cannot be reached."""
@@ -45,6 +48,7 @@ def in_parts(
         patiently(lambda: write(entries, embeddings))
     except Exception as error:
         if not _is_a(error, _REFUSED) or _is_a(error, _BROKEN):
+            error.add_note(_what_was_written(entries))
             raise
         if len(entries) == 1:
             return [(entries[0], error)]
@@ -57,6 +61,12 @@ def in_parts(
         for part in parts
         for refused in in_parts(write, entries[part], None if embeddings is None else embeddings[part])
     ]
+
+
+def _what_was_written(entries: list[Entry]) -> str:
+    ids = ", ".join(entry.id for entry in entries[:_IDS]) + (", ..." if len(entries) > _IDS else "")
+    first, last = entries[0].position, entries[-1].position
+    return f"This happened while the store was to take {len(entries)} documents, {first} to {last} of the input: {ids}"
 
 
 def _is_a(error: BaseException, names: tuple[str, ...]) -> bool:
