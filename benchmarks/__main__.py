@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.cpu import measure_speed
+from benchmarks.filling import measure_filling
 from benchmarks.gpu import GpuBenchmark
 from benchmarks.harness import measure_table, ratio_table
 from benchmarks.overheads import measure_overheads
@@ -63,6 +64,7 @@ Tables = dict[str, tuple[list[Any], list[str]]]
 def _on_cpu(folder: Path, texts: Texts, arguments: argparse.Namespace) -> Tables:
     ratios = measure_speed(folder, texts, arguments.texts or 96, arguments.repetitions)
     measures = measure_overheads(folder, texts, arguments.repetitions)
+    measures += measure_filling(folder, texts, arguments.repetitions)
     tables: Tables = {
         "ratios": (ratios, ratio_table(ratios, "bge-small's shape")),
         "measures": (measures, measure_table(measures)),
