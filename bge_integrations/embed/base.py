@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -105,13 +105,22 @@ class Embedder(ModelUser, ABC, Generic[E]):
         """As `encode_documents`, without blocking the event loop."""
         return await self._aencode(texts, "document", show_progress)
 
-    def submit_documents(self, texts: Iterable[str]) -> "Pending[E]":
+    def submit_documents(self, texts: Iterable[str], positions: Sequence[int] | None = None) -> "Pending[E]":
         """Queues documents and returns at once, for callers that have other work while the model computes.
+
+        Args:
+            texts: The documents.
+            positions: What the warning about cut texts calls them; None for their indices.
 
         Raises:
             TypeError: A bare string, or an element that is not a string, with its index.
         """
-        return Pending(self._starter("document")(checked_texts(texts), 0), self._result, self._report_cuts)
+
+        def report(cuts: list[Cut]) -> None:
+            named = cuts if positions is None else [replace(cut, index=positions[cut.index]) for cut in cuts]
+            self._report_cuts(named)
+
+        return Pending(self._starter("document")(checked_texts(texts), 0), self._result, report)
 
     def iter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> Iterator[E]:
         """Embeds any number of documents with flat memory.

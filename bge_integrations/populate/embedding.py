@@ -24,8 +24,8 @@ class Pending(Protocol):
 class Embedder(Protocol):
     """Computes vectors while its caller goes on."""
 
-    def submit_documents(self, texts: list[str]) -> Pending:
-        """Have vectors computed."""
+    def submit_documents(self, texts: list[str], positions: list[int]) -> Pending:
+        """Have vectors computed; `positions` name the texts in warnings."""
 
 
 class _Later:
@@ -50,7 +50,7 @@ class ForeignEmbedder:
         self._embed = embed
         self._thread = ThreadPoolExecutor(1, "populate-embed")
 
-    def submit_documents(self, texts: list[str]) -> Pending:
+    def submit_documents(self, texts: list[str], positions: list[int]) -> Pending:  # noqa: ARG002
         """Have vectors computed; tokens count as 0."""
         return _Later(self._thread.submit(self._embed, texts))
 

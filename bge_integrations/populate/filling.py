@@ -1,7 +1,7 @@
 """Batches of documents on their way into a store: looked up, computed and written at the same time."""
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from bge_integrations.populate.embedding import Pending
 from bge_integrations.populate.identity import Entry
 from bge_integrations.populate.report import Failure, PopulateReport
 from bge_integrations.populate.sinks.base import Sink
-from bge_integrations.populate.writing import in_parts, patiently
+from bge_integrations.populate.writing import Refused, in_parts, patiently
 
 
 @dataclass(slots=True)
@@ -165,7 +165,7 @@ class Filling:
         for position, document in numbered:
             try:
                 entry = self._sink.identify(document, position)
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 if not self._collect:
                     raise
                 source = self._sink.framework.source_of(document)
@@ -197,11 +197,13 @@ class Filling:
 
     def _write(self, plan: Plan, pending: Pending | None) -> Tally:
         """Write one batch, in a writer's thread."""
-        embeddings, tokens = pending.result() if pending else (None, 0)
-        refused = in_parts(partial(self._sink.write, held=plan.held), plan.to_embed, embeddings)
+        write, refused, texts, tokens = partial(self._sink.write, held=plan.held), list[Refused](), 0, 0
+        for entries, embeddings, computed in self._embedded(plan.to_embed, pending, refused):
+            refused += in_parts(write, entries, embeddings)
+            texts, tokens = texts + len(entries), tokens + computed
         if refused and not self._collect:
             entry, error = refused[0]
-            error.add_note(f"The store refused document {entry.position}, id {entry.id}.")
+            error.add_note(f"This is about document {entry.position}, id {entry.id}.")
             raise error
         if plan.moved:
             patiently(lambda: self._sink.update_metadata(plan.moved, plan.held))
@@ -212,9 +214,25 @@ class Filling:
             updated=sum(entry.id not in out for entry in plan.changed) + len(plan.moved),
             skipped=len(plan.same) + plan.twice,
             failed=[*plan.left_out, *(_refusal(entry, error) for entry, error in refused)],
-            texts=len(plan.to_embed) + completed,
+            texts=texts + completed,
             tokens=tokens + more,
         )
+
+    def _embedded(
+        self, entries: list[Entry], pending: Pending | None, refused: list[Refused]
+    ) -> Iterator[tuple[list[Entry], Any, int]]:
+        """Wait for vectors; where the model refuses a text, halves are computed until that one is found."""
+        try:
+            embeddings, tokens = pending.result() if pending else (None, 0)
+        except ValueError as error:
+            if len(entries) == 1:
+                refused.append((entries[0], error))
+                return
+            middle = len(entries) // 2
+            for part in (entries[:middle], entries[middle:]):
+                yield from self._embedded(part, self._sink.submit(part), refused)
+        else:
+            yield entries, embeddings, tokens
 
 
 def _refusal(entry: Entry, error: Exception) -> Failure:

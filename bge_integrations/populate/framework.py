@@ -29,6 +29,7 @@ class Framework(Protocol):
 
         Raises:
             TypeError: Not a document, or metadata that have no stable form.
+            ValueError: It has no text.
         """
 
     def source_of(self, document: object) -> str | None:
@@ -58,6 +59,8 @@ class LangChain:
         text = getattr(document, "page_content", None)
         if not isinstance(text, str):
             raise TypeError(f"Document {position} is {document!r:.80}; it needs a page_content, a str, and metadata.")
+        if not text.strip():
+            raise without_text(position, document.id)
         try:
             digest = content_hash(text, hashable_metadata(document.metadata))
         except TypeError as error:
@@ -87,6 +90,14 @@ class LangChain:
             return list(store.add_documents(documents, ids=ids))
         with replaying(store, Replay([entry.text for entry in entries], vectors)) as copy:
             return list(copy.add_documents(documents, ids=ids))
+
+
+def without_text(position: int, document_id: str | None) -> ValueError:
+    """Name a document that has no text."""
+    return ValueError(
+        f'Document {position}, id {document_id}, has no text. Leave it out, or pass on_error="collect" to have it '
+        "reported."
+    )
 
 
 def source_in(metadata: object, keys: tuple[str, ...]) -> str | None:

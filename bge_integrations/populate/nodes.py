@@ -10,7 +10,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.embed.lists import to_lists
-from bge_integrations.populate.framework import source_in, unhashable
+from bge_integrations.populate.framework import source_in, unhashable, without_text
 from bge_integrations.populate.identity import Entry, Held, content_hash, hashable_metadata
 
 _HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
@@ -49,8 +49,8 @@ class LlamaIndex:
             raise TypeError(f"Document {position} is {document!r:.80}; it needs to be a node of LlamaIndex.")
         bare = _without_hash(document)
         text = bare.get_content(metadata_mode=MetadataMode.EMBED)
-        if not text:
-            raise TypeError(f"Node {position}, id {document.node_id}, has no text.")
+        if not text.strip():
+            raise without_text(position, document.node_id)
         try:
             digest = self._digest(bare)
         except TypeError as error:

@@ -49,23 +49,23 @@ def populate(
     Args:
         store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
         documents: LangChain documents, or LlamaIndex nodes for its stores; a generator is read a few batches ahead.
-        embedder: None for the store's own, and no other than that; a LlamaIndex store by itself needs one here.
+        embedder: The store's own, as None is; a LlamaIndex store by itself has none and needs one here.
         sparse_index: Takes the same forward's sparse vectors, of `embedder=BgeM3Embedder(...)`. Yours to save.
-        batch_size: Documents a look-up and a write; default 512, never over the limit of Chroma's client.
+        batch_size: Documents a look-up and a write; default 512, never over Chroma's limit.
         workers: Threads that write to Chroma or a Qdrant server; others are written to by one.
-        cleanup: Once all is written, delete what populate has put there in earlier runs and this one did not bring:
-            "source", of the sources (`metadata["source"]`) that came; "full", of all.
-        on_error: "collect" leaves bad documents, and those that the store refuses, to the report's `failed`.
+        cleanup: Once all is written, delete what earlier runs have put there and this one did not bring: "source", of
+            the sources (`metadata["source"]`) that came; "full", of all.
+        on_error: "collect" leaves bad documents, and those that model or store refuse, to the report's `failed`.
         show_progress: A progress bar, where stderr is a terminal.
-        progress: Called with a `Progress` after each batch, in the caller's thread.
+        progress: Called with a `Progress` after each batch.
         record: SQLite file that remembers what a store holds that cannot be asked; None for memory.
         force: Fill what another model has filled.
 
     Raises:
         FingerprintMismatchError: Another model filled the collection (`force=False`) or the sparse index.
-        TypeError: No store, no document, metadata that cannot be hashed, or a `sparse_index` without `BgeM3Embedder`.
-        ValueError: A number under 1, another `embedder` or none, `cleanup` of what cannot list, another store's record.
-        NotImplementedError: A changed or stale document in a store that deletes nothing.
+        TypeError: No store, no document, metadata that cannot be hashed, or `sparse_index` without `BgeM3Embedder`.
+        ValueError: A document without text, or an argument that does not fit the store.
+        NotImplementedError: The store deletes nothing, and a document has changed or is stale.
     """
     started = time.perf_counter()
     _check_arguments(batch_size, workers, cleanup, on_error)

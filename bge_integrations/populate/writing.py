@@ -8,6 +8,8 @@ import tenacity
 from bge_integrations.populate.identity import Entry
 
 T = TypeVar("T")
+Refused = tuple[Entry, Exception]
+"""A document that was not taken, and why."""
 
 SECONDS = 60
 """How long a write is tried again while the store cannot be reached."""
@@ -34,9 +36,7 @@ def patiently(work: Callable[[], T]) -> T:
     return retrying(work)
 
 
-def in_parts(
-    write: Callable[[list[Entry], Any], None], entries: list[Entry], embeddings: Any
-) -> list[tuple[Entry, Exception]]:
+def in_parts(write: Callable[[list[Entry], Any], None], entries: list[Entry], embeddings: Any) -> list[Refused]:
     """Writes documents with their embeddings, in halves where the store refuses them all.
 
     Returns:

@@ -103,12 +103,36 @@ def test_the_same_document_in_batches_under_way(store: Tried, cache: ModelCache)
 
 
 def test_bad_documents_are_collected(store: Tried) -> None:
-    bad = [None, Document("x", id="odd", metadata={"when": object()}), "text"]
+    bad = [None, Document("x", id="odd", metadata={"when": object()}), "text", Document(" ", id="empty")]
     report = populate(store, [*DOCUMENTS[:3], *bad, *DOCUMENTS[3:]], batch_size=4, on_error="collect")  # type: ignore[list-item]
-    assert counts(report) == (40, 0, 0, 3)
-    assert [(failure.position, failure.id) for failure in report.failed] == [(3, None), (4, "odd"), (5, None)]
+    assert counts(report) == (40, 0, 0, 4)
+    places = [(failure.position, failure.id) for failure in report.failed]
+    assert places == [(3, None), (4, "odd"), (5, None), (6, "empty")]
     assert "needs a page_content" in report.failed[0].reason
     assert "metadata of document 4 cannot be hashed" in report.failed[1].reason
+    assert "has no text" in report.failed[3].reason
+
+
+def test_what_the_model_refuses_is_found(tmp_path: Path, bert_embedder: Path, cache: ModelCache) -> None:
+    embeddings = BgeEmbeddings(model=str(bert_embedder), max_length=24, on_truncate="raise", cache=cache)
+    store = Chroma("notes", embedding_function=embeddings, client=chromadb.PersistentClient(str(tmp_path / "strict")))
+    bad = {5: Document("bamboo " * 40, id="long"), 11: Document("a lone \ud800 surrogate", id="surrogate")}
+    documents = [bad.get(n, document) for n, document in enumerate(DOCUMENTS)]
+    with pytest.raises(ValueError, match="tokens") as told:
+        populate(store, documents, batch_size=8)
+    assert told.value.__notes__ == ["This is about document 5, id long."]
+    report = populate(store, documents, batch_size=8, on_error="collect")
+    assert [(failure.position, failure.id) for failure in report.failed] == [(5, "long"), (11, "surrogate")]
+    assert "tokens; the limit is 24" in report.failed[0].reason
+    assert "not valid Unicode" in report.failed[1].reason
+    assert len(store.get()["ids"]) == 38
+
+
+def test_cut_texts_are_named_by_their_place_in_the_input(store: Tried, bert_embedder: Path, cache: ModelCache) -> None:
+    store._embedding_function = BgeEmbeddings(model=str(bert_embedder), max_length=24, cache=cache)
+    populate(store, DOCUMENTS[:10])
+    with pytest.warns(UserWarning, match=r"cut 2 text\(s\) to 24 tokens \(index 8, 21;"):
+        populate(store, [*DOCUMENTS[:8], Document("bamboo " * 40), *DOCUMENTS[8:20], Document("panda " * 40)])
 
 
 def test_what_the_store_refuses_is_found_without_computing_anything_twice(store: Tried, cache: ModelCache) -> None:
@@ -126,7 +150,7 @@ def test_what_the_store_refuses_is_found_without_computing_anything_twice(store:
 def test_what_the_store_refuses_is_raised_with_its_place_and_id(store: Tried) -> None:
     with pytest.raises(ValueError, match="metadata") as told:
         populate(store, [*DOCUMENTS[:7], Document("Refused", id="seven", metadata={"deep": {}})])
-    assert told.value.__notes__ == ["The store refused document 7, id seven."]
+    assert told.value.__notes__ == ["This is about document 7, id seven."]
     assert len(store.get()["ids"]) == 7
 
 

@@ -59,6 +59,7 @@ class Sink:
 
         Raises:
             TypeError: It is none.
+            ValueError: It has no text.
         """
         return self.framework.identify(document, position)
 
@@ -68,7 +69,8 @@ class Sink:
 
     def submit(self, entries: list[Entry]) -> "Pending | None":
         """Have the vectors of documents computed; None where the store does that."""
-        return self.embedder.submit_documents(texts_of(entries)) if self.embedder else None
+        positions = [entry.position for entry in entries]
+        return self.embedder.submit_documents(texts_of(entries), positions) if self.embedder else None
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
         """Insert or replace documents with their embeddings; `held` is what the store has under their ids."""
