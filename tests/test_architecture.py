@@ -75,7 +75,9 @@ LAWS = {
         "numpy",
         "huggingface_hub onnx onnx_ir onnxruntime tokenizers torch transformers",
     ),
+    "evaluation": law("evaluation embed rerank errors types", "numpy tqdm", "ir_measures"),
     "cli": law("*", "typer", "*"),
+    "cli.report": law("*", "rich", "matplotlib"),
     "cli.corpus": law("*", "langchain_core langchain_text_splitters"),
     "cli.store": law("*", "chromadb langchain_chroma langchain_core"),
 }

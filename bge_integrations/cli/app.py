@@ -71,50 +71,57 @@ def index(
         typer.Option(help=f"Embedder: id or folder. Default: the store's, else {EMBEDDER}, this package's own."),
     ] = None,
     chunk_size: Annotated[int, typer.Option(help="Most tokens of a chunk.", min=16)] = 256,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove too what the store holds of files under PATHS that are gone.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: Backend = "auto",
 ) -> None:
     """Index Markdown, reStructuredText and text files and the docstrings of Python files into Chroma on disk.
 
-    Run it again after files have changed: chunks that the store holds are not computed again.
-
-    Chunks whose text is gone from the files stay in the store.
+    Run it again after files have changed: chunks that the store holds are not computed again, and those whose text is
+    gone from a file are removed once the new ones are in. Files that are not under PATHS keep theirs.
     """
     _require("chromadb", "langchain_chroma", "langchain_text_splitters")
     from bge_integrations.cli.corpus import SUFFIXES, find_files
-    from bge_integrations.cli.store import open_store, remembered_model
+    from bge_integrations.cli.store import delete_sources, gone_sources, open_store, remembered_model
     from bge_integrations.cli.tokens import most_tokens
     from bge_integrations.langchain import BgeEmbeddings
     from bge_integrations.populate import populate
 
     files = find_files(paths)
-    if not files:
+    if not files and not prune:
         raise typer.BadParameter(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}.")
     model = _absolute(model or remembered_model(store) or EMBEDDER)
     embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
     # A model that cannot be had is refused here, before there is a store.
-    chunks = _read_files(files, model, min(chunk_size, most_tokens(embeddings.embedder)))
-    report = populate(open_store(store, model, embeddings), chunks)
+    read = _read_files(files, model, min(chunk_size, most_tokens(embeddings.embedder)))
+    chunks = [chunk for found in read.values() for chunk in found]
+    chroma = open_store(store, model, embeddings)
+    report = populate(chroma, chunks, cleanup="source")
+    gone = gone_sources(chroma, (file for file, found in read.items() if not found), paths if prune else ())
+    deleted = report.deleted + delete_sources(chroma, gone)
     _console().print(
         f"{len(files)} files, {len(chunks)} chunks: {report.added} added, {report.updated} updated, "
-        f"{report.skipped} unchanged; {report.texts} embedded in {report.seconds:.1f} s",
+        f"{report.skipped} unchanged, {deleted} deleted; {report.texts} embedded in {report.seconds:.1f} s",
         highlight=False,
     )
 
 
-def _read_files(files: list[Path], model: str, chunk_size: int) -> list[Any]:
+def _read_files(files: list[Path], model: str, chunk_size: int) -> "dict[Path, list[Document]]":
+    """The chunks of each file that can be read."""
     from bge_integrations.cli.corpus import read_chunks
     from bge_integrations.cli.tokens import make_token_counter
 
     count_tokens = make_token_counter(model)
-    chunks = []
+    read = {}
     for file in files:
         try:
-            chunks.extend(read_chunks(file, count_tokens, chunk_size))
+            read[file] = read_chunks(file, count_tokens, chunk_size)
         except (SyntaxError, ValueError) as error:
             _console(stderr=True).print(f"skipped {file}: {error}", style="yellow", markup=False, soft_wrap=True)
-    return chunks
+    return read
 
 
 @app.command()
@@ -133,7 +140,10 @@ def ask(
     dtype: Dtype = None,
     backend: Backend = "auto",
 ) -> None:
-    """Ask an indexed store: fetch passages, rerank them, show the best with both scores and their source."""
+    """Ask an indexed store: fetch passages, rerank them, show the best with both scores and their source.
+
+    Sources below the current folder are shown relative to it.
+    """
     _require("chromadb", "langchain_chroma")
     from bge_integrations.cli.store import open_store, remembered_model
     from bge_integrations.embed.collection import check_fingerprint
@@ -142,10 +152,7 @@ def ask(
     model = remembered_model(store)
     if model is None:
         raise typer.BadParameter(f"{store} holds no index; make one with: bge index PATH --store {store}")
-    if reranker is None and model == EMBEDDER:
-        reranker = RERANKER
-    elif reranker == "none":
-        reranker = None
+    reranker = _chosen_reranker(reranker, model)
     if reranker and fetch_k < top_n:
         raise typer.BadParameter(f"--fetch-k {fetch_k} is under --top-n {top_n}.", param_hint="--fetch-k")
     embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
@@ -165,11 +172,62 @@ def ask(
 
 def _show(rank: int, document: "Document", **scores: float) -> None:
     numbers = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
-    source = f"{document.metadata['source']}:{document.metadata['start_line']}"
+    source, folder = Path(document.metadata["source"]), Path.cwd()
+    if source.is_relative_to(folder):
+        source = source.relative_to(folder)
+    place = f"{source}:{document.metadata['start_line']}"
     console = _console()
-    console.print(f"{rank}. {numbers}  {source}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{rank}. {numbers}  {place}", style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(document.page_content, markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Labelled set: corpus.jsonl, queries.jsonl, qrels/test.tsv.")],
+    split: Annotated[
+        str, typer.Option(help="Which judgements: qrels/SPLIT.tsv, or qrels.tsv if there is no qrels/.")
+    ] = "test",
+    model: Annotated[str, typer.Option(help="Embedder: id or folder.")] = EMBEDDER,
+    reranker: Annotated[
+        str | None,
+        typer.Option(help=f'Reranker: id or folder, or "none". Default: {RERANKER} with {EMBEDDER}, else none.'),
+    ] = None,
+    fetch_k: Annotated[int, typer.Option(help="Passages to fetch and to rerank.", min=10)] = 50,
+    queries: Annotated[int | None, typer.Option(help="Queries at most, always the same. Default: all.", min=1)] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the numbers too: a .png, .svg or .pdf file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Measure a pair on a labelled set in BEIR's layout: nDCG@10, MRR@10 and recall, without and with the reranker.
+
+    The search is exact, and texts over a model's length are cut. The gain's 95 % interval is that of a paired bootstrap
+    over queries: an interval on both sides of 0 says that the gain may be chance.
+    """
+    _require("ir_measures", *(["matplotlib"] if picture else []), extra="cli,eval")
+    from bge_integrations import BgeEmbedder, BgeReranker, evaluation
+    from bge_integrations.cli import report
+    from bge_integrations.cli.lines import write_line
+
+    if picture:
+        report.check_picture(picture)
+    data = evaluation.read_labelled_set(folder, split, queries)
+    reranker = _chosen_reranker(reranker, model)
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "on_truncate": "ignore"}
+    result = evaluation.evaluate(
+        data,
+        BgeEmbedder(_absolute(model), **settings),
+        BgeReranker(_absolute(reranker), **settings) if reranker else None,
+        fetch_k=fetch_k,
+    )
+    if as_json:
+        write_line({"model": model, "reranker": reranker, **report.as_json(data, result)})
+    else:
+        report.show(_console(), data, result)
+    if picture:
+        report.draw(data, result, picture)
 
 
 @app.command()
@@ -284,13 +342,20 @@ def quantize(
     )
 
 
+def _chosen_reranker(reranker: str | None, model: str) -> str | None:
+    """The reranker asked for; of this package's own embedder its own by default."""
+    if reranker is None and model == EMBEDDER:
+        return RERANKER
+    return None if reranker == "none" else reranker
+
+
 def _absolute(model: str) -> str:
     """The path of a folder from anywhere; a hub id as it is."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.is_dir() else model
 
 
-def _require(*modules: str) -> None:
+def _require(*modules: str, extra: str = "cli") -> None:
     from importlib.util import find_spec
 
     from bge_integrations.errors import MissingExtraError
@@ -298,7 +363,7 @@ def _require(*modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise MissingExtraError(
-            f'This command needs {", ".join(missing)}. Install it: pip install "bge_integrations[cli]"'
+            f'This command needs {", ".join(missing)}. Install it: pip install "bge_integrations[{extra}]"'
         )
 
 

@@ -1,5 +1,6 @@
 """The store of `bge index` and `bge ask`: one Chroma collection in a folder, which remembers its model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import chromadb
@@ -9,6 +10,7 @@ from langchain_core.embeddings import Embeddings
 
 _COLLECTION = "bge"
 _MODEL_KEY = "bge_integrations:model"
+_PAGE = 1000
 
 
 def remembered_model(directory: Path) -> str | None:
@@ -38,3 +40,30 @@ def open_store(directory: Path, model: str, embeddings: Embeddings) -> Chroma:
         collection_metadata={_MODEL_KEY: model},
         collection_configuration={"hnsw": {"space": "cosine"}},
     )
+
+
+def gone_sources(store: Chroma, emptied: Iterable[Path], folders: Iterable[Path]) -> set[str]:
+    """Return the sources in a store of which there is no text any more.
+
+    Args:
+        store: The store.
+        emptied: Files that hold no text now.
+        folders: Where to look for files that are not there any more.
+    """
+    without_text, roots = {str(file) for file in emptied}, [folder.resolve() for folder in folders]
+    if not without_text and not roots:
+        return set()
+    held = {str(metadata["source"]) for metadata in store.get(include=["metadatas"])["metadatas"] if metadata}
+    missing = (source for source in held if any(Path(source).is_relative_to(root) for root in roots))
+    return held & without_text | {source for source in missing if not Path(source).is_file()}
+
+
+def delete_sources(store: Chroma, sources: Iterable[str]) -> int:
+    """Delete the chunks of sources; return how many they were."""
+    deleted = 0
+    for source in sources:
+        ids = store.get(where={"source": source}, include=[])["ids"]
+        for start in range(0, len(ids), _PAGE):
+            store.delete(ids[start : start + _PAGE])
+        deleted += len(ids)
+    return deleted

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -67,10 +68,13 @@ def test_second_index_computes_nothing(notes: Path, store: Path, bert_embedder: 
     first = run("index", notes, "--store", store, "--model", bert_embedder, "--chunk-size", 16)
     assert first.exit_code == 0, first.output
     chunks = int(first.stdout.split(" files, ")[1].split()[0])
-    assert f"2 files, {chunks} chunks: {chunks} added, 0 updated, 0 unchanged; {chunks} embedded" in first.stdout
+    assert (
+        f"2 files, {chunks} chunks: {chunks} added, 0 updated, 0 unchanged, 0 deleted; {chunks} embedded"
+        in first.stdout
+    )
     before = batches()
     second = run("index", notes, "--store", store, "--chunk-size", 16)
-    assert f"0 added, 0 updated, {chunks} unchanged; 0 embedded" in second.stdout
+    assert f"0 added, 0 updated, {chunks} unchanged, 0 deleted; 0 embedded" in second.stdout
     assert batches() == before
     assert remembered_model(store) == str(bert_embedder)
 
@@ -80,7 +84,7 @@ def test_lines_inserted_above_a_chunk_move_it_without_the_model(notes: Path, sto
     (notes / "whales.py").write_text("# a comment\n\n" + MODULE)
     before = batches()
     result = run("index", notes, "--store", store)
-    assert "0 added, 2 updated, 1 unchanged; 0 embedded" in result.stdout
+    assert "0 added, 2 updated, 1 unchanged, 0 deleted; 0 embedded" in result.stdout
     assert batches() == before
     assert "whales.py:7" in run("ask", "sing", "--store", store).stdout
 
@@ -88,7 +92,77 @@ def test_lines_inserted_above_a_chunk_move_it_without_the_model(notes: Path, sto
 def test_changed_chunk_alone_is_computed(notes: Path, store: Path, bert_embedder: Path) -> None:
     run("index", notes, "--store", store, "--model", bert_embedder)
     (notes / "whales.py").write_text(MODULE.replace("in the sea", "in the deep sea"))
-    assert "1 added, 0 updated, 2 unchanged; 1 embedded" in run("index", notes, "--store", store).stdout
+    assert "1 added, 0 updated, 2 unchanged, 1 deleted; 1 embedded" in run("index", notes, "--store", store).stdout
+
+
+def contents(store: Path) -> dict[str, set[str]]:
+    """The chunks of each file, by the file's name."""
+    found = chromadb.PersistentClient(str(store)).get_collection("bge").get(include=["documents", "metadatas"])
+    texts: dict[str, set[str]] = {}
+    for text, metadata in zip(found["documents"] or [], found["metadatas"] or [], strict=True):
+        texts.setdefault(Path(str(metadata["source"])).name, set()).add(text)
+    return texts
+
+
+def test_text_that_is_gone_from_a_file_leaves_the_store(notes: Path, store: Path, bert_embedder: Path) -> None:
+    run("index", notes, "--store", store, "--model", bert_embedder, "--chunk-size", 16)
+    before = contents(store)
+    (notes / "whales.py").write_text("x = 1")
+    (notes / "guide.md").write_text(GUIDE.replace("all day long", "at night"))
+    result = run("index", notes, "--store", store, "--chunk-size", 16)
+    assert result.exit_code == 0, result.output
+    (guide,) = contents(store).values()
+    new, gone = len(guide - before["guide.md"]), len(before["guide.md"] - guide) + len(before["whales.py"])
+    assert f" {new} added, 0 updated, {len(guide) - new} unchanged, {gone} deleted; {new} embedded" in result.stdout
+    assert any("at night" in text for text in guide)
+    assert not any("all day long" in text for text in guide)
+
+
+def test_another_folder_and_a_file_that_cannot_be_read_keep_theirs(
+    notes: Path, store: Path, bert_embedder: Path, tmp_path: Path
+) -> None:
+    run("index", notes, "--store", store, "--model", bert_embedder)
+    before = contents(store)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "bread.txt").write_text("Bread needs yeast.")
+    assert "1 added, 0 updated, 0 unchanged, 0 deleted" in run("index", other, "--store", store, "--prune").stdout
+    assert contents(store) == {**before, "bread.txt": {"Bread needs yeast."}}
+    (notes / "whales.py").write_text("def (")
+    assert "0 deleted" in run("index", notes, "--store", store, "--prune").stdout
+    assert contents(store).keys() == {*before, "bread.txt"}
+
+
+def test_prune_removes_what_belongs_to_files_that_are_gone(notes: Path, store: Path, bert_embedder: Path) -> None:
+    (notes / "kept.log").write_text("A log.")
+    run("index", notes, notes / "kept.log", "--store", store, "--model", bert_embedder)
+    (notes / "whales.py").unlink()
+    assert "0 deleted" in run("index", notes, "--store", store).stdout
+    assert contents(store).keys() == {"guide.md", "whales.py", "kept.log"}
+    assert "1 files, 1 chunks: 0 added, 0 updated, 1 unchanged, 2 deleted; 0 embedded" in (
+        run("index", notes, "--store", store, "--prune").stdout
+    )
+    assert contents(store).keys() == {"guide.md", "kept.log"}
+    (notes / "guide.md").unlink()
+    assert run("index", notes, "--store", store).exit_code == 2
+    assert "0 files, 0 chunks: 0 added, 0 updated, 0 unchanged, 1 deleted" in (
+        run("index", notes, "--store", store, "--prune").stdout
+    )
+    assert contents(store).keys() == {"kept.log"}
+
+
+def test_chunks_are_the_same_from_any_folder_and_shown_from_where_one_is(
+    notes: Path, store: Path, bert_embedder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("index", notes, "--store", store, "--model", bert_embedder)
+    for folder, path in ((notes.parent, "notes"), (notes, "."), (notes / "..", "./notes/../notes")):
+        monkeypatch.chdir(folder)
+        result = run("index", path, "--store", store, "--prune")
+        assert "0 added, 0 updated, 3 unchanged, 0 deleted; 0 embedded" in result.stdout
+    shown = run("ask", "bamboo", "--store", store, "--top-n", 3).stdout
+    assert "  notes/guide.md:1\n" in shown
+    monkeypatch.chdir(store)
+    assert f"  {notes}/guide.md:1\n" in run("ask", "bamboo", "--store", store, "--top-n", 3).stdout
 
 
 def test_ask_without_reranker_says_so(notes: Path, store: Path, bert_embedder: Path) -> None:
@@ -273,7 +347,7 @@ def test_as_a_program(notes: Path, store: Path, bert_embedder: Path) -> None:
     assert (first.returncode, first.stderr) == (0, "")
     assert "3 added" in first.stdout
     second = program("index", notes, "--store", store)
-    assert "0 added, 0 updated, 3 unchanged; 0 embedded" in second.stdout
+    assert "0 added, 0 updated, 3 unchanged, 0 deleted; 0 embedded" in second.stdout
     answer = program("ask", "Where do pandas live?", "--store", store, "--top-n", 1)
     assert answer.returncode == 0
     assert "guide.md:1" in answer.stdout or "whales.py:" in answer.stdout
