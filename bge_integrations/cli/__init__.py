@@ -1,4 +1,4 @@
-"""The command line `bge`: list models, index files, ask them, embed and rerank JSON lines."""
+"""The command line `bge`: list models, index files, ask them, measure, embed and rerank JSON lines."""
 
 import sys
 

@@ -29,7 +29,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="BGE embedders and rerankers on the command line: index files, ask them, embed and rerank JSON lines.",
+    help="BGE embedders and rerankers on the command line: index and ask files, measure, embed and rerank JSON lines.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -85,7 +85,7 @@ def index(
     """
     _require("chromadb", "langchain_chroma", "langchain_text_splitters")
     from bge_integrations.cli.corpus import SUFFIXES, find_files
-    from bge_integrations.cli.store import delete_sources, gone_sources, open_store, remembered_model
+    from bge_integrations.cli.store import delete_gone, open_store, remembered_model
     from bge_integrations.cli.tokens import most_tokens
     from bge_integrations.langchain import BgeEmbeddings
     from bge_integrations.populate import populate
@@ -100,8 +100,8 @@ def index(
     chunks = [chunk for found in read.values() for chunk in found]
     chroma = open_store(store, model, embeddings)
     report = populate(chroma, chunks, cleanup="source")
-    gone = gone_sources(chroma, (file for file, found in read.items() if not found), paths if prune else ())
-    deleted = report.deleted + delete_sources(chroma, gone)
+    emptied = [file for file, found in read.items() if not found]
+    deleted = report.deleted + delete_gone(chroma, emptied, paths if prune else ())
     _console().print(
         f"{len(files)} files, {len(chunks)} chunks: {report.added} added, {report.updated} updated, "
         f"{report.skipped} unchanged, {deleted} deleted; {report.texts} embedded in {report.seconds:.1f} s",

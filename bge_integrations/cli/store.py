@@ -1,6 +1,6 @@
 """The store of `bge index` and `bge ask`: one Chroma collection in a folder, which remembers its model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import chromadb
@@ -10,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 
 _COLLECTION = "bge"
 _MODEL_KEY = "bge_integrations:model"
-_PAGE = 1000
+_PAGE = 5000
 
 
 def remembered_model(directory: Path) -> str | None:
@@ -42,8 +42,8 @@ def open_store(directory: Path, model: str, embeddings: Embeddings) -> Chroma:
     )
 
 
-def gone_sources(store: Chroma, emptied: Iterable[Path], folders: Iterable[Path]) -> set[str]:
-    """Return the sources in a store of which there is no text any more.
+def delete_gone(store: Chroma, emptied: Iterable[Path], folders: Iterable[Path]) -> int:
+    """Delete the chunks of files of which there is no text any more; return how many they were.
 
     Args:
         store: The store.
@@ -52,18 +52,20 @@ def gone_sources(store: Chroma, emptied: Iterable[Path], folders: Iterable[Path]
     """
     without_text, roots = {str(file) for file in emptied}, [folder.resolve() for folder in folders]
     if not without_text and not roots:
-        return set()
-    held = {str(metadata["source"]) for metadata in store.get(include=["metadatas"])["metadatas"] if metadata}
-    missing = (source for source in held if any(Path(source).is_relative_to(root) for root in roots))
-    return held & without_text | {source for source in missing if not Path(source).is_file()}
+        return 0
+    held = list(_ids_and_sources(store))
+    sources = {source for _, source in held}
+    below = (source for source in sources if any(Path(source).is_relative_to(root) for root in roots))
+    gone = sources & without_text | {source for source in below if not Path(source).is_file()}
+    ids = [chunk_id for chunk_id, source in held if source in gone]
+    for start in range(0, len(ids), _PAGE):
+        store.delete(ids[start : start + _PAGE])
+    return len(ids)
 
 
-def delete_sources(store: Chroma, sources: Iterable[str]) -> int:
-    """Delete the chunks of sources; return how many they were."""
-    deleted = 0
-    for source in sources:
-        ids = store.get(where={"source": source}, include=[])["ids"]
-        for start in range(0, len(ids), _PAGE):
-            store.delete(ids[start : start + _PAGE])
-        deleted += len(ids)
-    return deleted
+def _ids_and_sources(store: Chroma) -> Iterator[tuple[str, str]]:
+    """Yield what is known of each chunk, a page at a time: SQLite cannot give that of a large store at once."""
+    offset = 0
+    while ids := (page := store.get(limit=_PAGE, offset=offset, include=["metadatas"]))["ids"]:
+        offset += len(ids)
+        yield from ((name, str(held.get("source"))) for name, held in zip(ids, page["metadatas"], strict=True) if held)

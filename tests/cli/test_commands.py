@@ -133,7 +133,11 @@ def test_another_folder_and_a_file_that_cannot_be_read_keep_theirs(
     assert contents(store).keys() == {*before, "bread.txt"}
 
 
-def test_prune_removes_what_belongs_to_files_that_are_gone(notes: Path, store: Path, bert_embedder: Path) -> None:
+@pytest.mark.parametrize("page", [1, 5000])
+def test_prune_removes_what_belongs_to_files_that_are_gone(
+    notes: Path, store: Path, bert_embedder: Path, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr("bge_integrations.cli.store._PAGE", page)
     (notes / "kept.log").write_text("A log.")
     run("index", notes, notes / "kept.log", "--store", store, "--model", bert_embedder)
     (notes / "whales.py").unlink()
