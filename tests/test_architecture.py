@@ -70,6 +70,7 @@ LAWS = {
     "populate.sinks.qdrant": law("populate embed errors types", "qdrant_client"),
     "populate.sinks.lancedb": law("populate embed errors types", "pyarrow"),
     "populate.sinks.recorded": law("populate embed errors types", inside="llama_index"),
+    "populate.ray": law(f"populate {FOR_ADAPTERS}", "langchain_core numpy ray"),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",

@@ -1,0 +1,251 @@
+"""Ray Data (extra `ray`): columns of vectors and scores for `map_batches`, and a sink that fills vector stores.
+
+Example:
+    ```python
+    import ray
+    from bge_integrations.populate.ray import BgeEmbeddings
+
+    dataset = ray.data.read_parquet("texts").map_batches(
+        BgeEmbeddings,
+        fn_constructor_kwargs={"model": "BAAI/bge-base-en-v1.5"},
+        batch_size=1024,
+        num_gpus=1,
+        compute=ray.data.ActorPoolStrategy(size=8),
+    )
+    ```
+
+One actor keeps one copy of the model. On GPUs: `num_gpus=1`, as many actors as GPUs. On CPUs: `num_cpus=` the cores of
+an actor, 1 by default, for Ray gives torch as many threads; OpenVINO takes every core whatever Ray says, so there one
+actor a machine, with all its cores, is enough. Ray starts a killed actor again and repeats its batch.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.errors import MissingExtraError
+from bge_integrations.populate.pipeline import OnError, populate
+from bge_integrations.populate.report import PopulateReport
+from bge_integrations.rerank.reranker import BgeReranker
+
+if find_spec("ray") is None or find_spec("langchain_core") is None:
+    raise MissingExtraError(
+        'bge_integrations.populate.ray needs Ray Data. Install it: pip install "bge_integrations[ray]"'
+    )
+
+from langchain_core.documents import Document
+from ray.data.block import Block, BlockAccessor
+from ray.data.datasource import Datasink, WriteResult
+
+__all__ = ["BgeEmbeddings", "BgeReranking", "VectorStoreDatasink"]
+
+Batch = dict[str, NDArray[Any]]
+"""Columns of a batch, in the format that `map_batches` gives by default."""
+
+ROWS = 1024
+"""Rows of a block that are Python objects at a time."""
+
+
+class BgeEmbeddings:
+    """Adds a column of embeddings: float32 vectors, one a text.
+
+    Args:
+        model: What `BgeEmbedder` takes, or a `BgeEmbedder` with any other argument, such as
+            `BgeEmbedder("BAAI/bge-base-en-v1.5", dtype="float16")`: it is configuration only, so it travels to the
+            actors. Each loads the weights at its first batch.
+        input_column: The column of texts.
+        output_column: The column to add; one of that name is replaced.
+        query: The texts are queries, which take the query instruction.
+
+    Raises:
+        UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
+        WrongKindError: A reranker.
+    """
+
+    def __init__(
+        self,
+        model: str | BgeEmbedder,
+        input_column: str = "text",
+        output_column: str = "embedding",
+        query: bool = False,
+    ) -> None:
+        self.embedder = model if isinstance(model, BgeEmbedder) else BgeEmbedder(model)
+        self.input_column = input_column
+        self.output_column = output_column
+        self.query = query
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Embed one batch.
+
+        Args:
+            batch: Columns as numpy arrays, Ray's default.
+
+        Returns:
+            The same columns and `output_column`, float32 (texts, dim).
+
+        Raises:
+            TypeError: A value that is not a string, such as a null, with its index; leave such rows out before.
+            ValueError: There is no such column, or a text is not valid Unicode.
+        """
+        texts = _texts(batch, self.input_column)
+        encode = self.embedder.encode_queries if self.query else self.embedder.encode_documents
+        return {**batch, self.output_column: encode(texts)}
+
+
+class BgeReranking:
+    """Adds a column of relevance scores, one a query and passage.
+
+    Args:
+        model: What `BgeReranker` takes, or a `BgeReranker` with any other argument.
+        query_column: The column of queries.
+        input_column: The column of passages.
+        output_column: The column to add; one of that name is replaced.
+
+    Raises:
+        UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
+        WrongKindError: An embedder.
+    """
+
+    def __init__(
+        self,
+        model: str | BgeReranker,
+        query_column: str = "query",
+        input_column: str = "text",
+        output_column: str = "score",
+    ) -> None:
+        self.reranker = model if isinstance(model, BgeReranker) else BgeReranker(model)
+        self.query_column = query_column
+        self.input_column = input_column
+        self.output_column = output_column
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Score one batch.
+
+        Args:
+            batch: Columns as numpy arrays, Ray's default.
+
+        Returns:
+            The same columns and `output_column`, float64: between 0 and 1, or logits of a `BgeReranker` with
+            `normalize=False`.
+
+        Raises:
+            TypeError: A pair that is not two strings, with its index; leave such rows out before.
+            ValueError: There is no such column, or a text is not valid Unicode.
+        """
+        pairs = zip(_texts(batch, self.query_column), _texts(batch, self.input_column), strict=True)
+        return {**batch, self.output_column: np.asarray(self.reranker.score(pairs), dtype=np.float64)}
+
+
+class VectorStoreDatasink(Datasink[PopulateReport]):
+    """Fills a vector store with the rows of a dataset: `dataset.write_datasink(VectorStoreDatasink(...))`.
+
+    Each write task opens the store and calls `populate` with its rows, so the store's own embeddings compute the
+    vectors, what the store holds is not computed again, and Ray may kill and repeat a task. Many tasks write at a time:
+    the store must be one that many processes may write to, such as a Chroma or Qdrant server; a folder of Chroma's or
+    Qdrant's is for one process alone, so give `write_datasink(..., concurrency=1)` then, on one machine.
+
+    A task takes a CPU and keeps the model for the next. On GPUs give
+    `write_datasink(..., ray_remote_args={"num_gpus": 1, "max_calls": 0})`: without `max_calls`, Ray ends the process
+    after each task, and the next one loads the model anew.
+
+    Args:
+        store_factory: Called without arguments in each write task, gives the store, as `populate` takes it. It must
+            pickle: let it import and open what it needs by itself.
+        text_column: The column of texts; a null is a bad document.
+        id_column: The column of the documents' own ids; None, and null, give ids made from content.
+        metadata_columns: The columns to keep as metadata; nulls are left out. `cleanup=` of `populate` is not offered,
+            for no task knows all documents of a source.
+        batch_size: Documents a look-up and a write; default 512.
+        on_error: "collect" leaves bad documents, and those that the store refuses, to the report's `failed`, whose
+            positions count from the first row of their task.
+
+    Attributes:
+        report: What all tasks of the last complete write did together, with its wall time; None before, and after a
+            write that failed. What a killed task had written, its repetition counts as skipped.
+    """
+
+    def __init__(
+        self,
+        store_factory: Callable[[], Any],
+        text_column: str = "text",
+        id_column: str | None = None,
+        metadata_columns: Sequence[str] = (),
+        *,
+        batch_size: int | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.store_factory = store_factory
+        self.text_column = text_column
+        self.id_column = id_column
+        self.metadata_columns = tuple(metadata_columns)
+        self.batch_size = batch_size
+        self.on_error = on_error
+        self.report: PopulateReport | None = None
+        self._started: float | None = None
+
+    def on_write_start(self, schema: Any = None) -> None:  # noqa: ARG002 - Ray's signature
+        """Note the time; Ray calls it when the first rows are there."""
+        self._started = time.perf_counter()
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> PopulateReport:  # noqa: ARG002 - Ray's signature
+        """Fill the store with some blocks; Ray calls it in each write task."""
+        return populate(
+            self.store_factory(),
+            self._documents(blocks),
+            batch_size=self.batch_size,
+            on_error=self.on_error,
+            show_progress=False,
+        )
+
+    def on_write_complete(self, write_result: WriteResult[PopulateReport]) -> None:
+        """Keep the report; Ray calls it when all tasks are done."""
+        seconds = 0.0 if self._started is None else time.perf_counter() - self._started
+        self.report, self._started = _total(write_result.write_returns, seconds), None
+
+    def on_write_failed(self, error: Exception) -> None:  # noqa: ARG002 - Ray's signature
+        """Forget the last report; Ray calls it, and raises the error then."""
+        self.report = self._started = None
+
+    def _documents(self, blocks: Iterable[Block]) -> Iterator[Any]:
+        own = () if self.id_column is None else (self.id_column,)
+        columns = list(dict.fromkeys((self.text_column, *own, *self.metadata_columns)))
+        for block in blocks:
+            table = BlockAccessor.for_block(block).to_arrow()
+            if table.num_rows:  # an empty block may lack the columns
+                for part in table.select(columns).to_batches(max_chunksize=ROWS):
+                    yield from map(self._document, part.to_pylist())
+
+    def _document(self, row: dict[str, Any]) -> Any:
+        """The row as a document; without a text as it is, for `populate` to refuse."""
+        if not isinstance(row[self.text_column], str):
+            return row
+        return Document(
+            row[self.text_column],
+            id=None if self.id_column is None else row[self.id_column],
+            metadata={name: row[name] for name in self.metadata_columns if row[name] is not None},
+        )
+
+
+def _texts(batch: Batch, column: str) -> list[str]:
+    if column not in batch:
+        raise ValueError(f"The batch has no column {column!r}; its columns are {', '.join(map(repr, batch))}.")
+    texts: list[str] = batch[column].tolist()
+    return texts
+
+
+def _total(reports: Sequence[PopulateReport], seconds: float) -> PopulateReport:
+    return PopulateReport(
+        added=sum(report.added for report in reports),
+        updated=sum(report.updated for report in reports),
+        skipped=sum(report.skipped for report in reports),
+        deleted=sum(report.deleted for report in reports),
+        failed=tuple(failure for report in reports for failure in report.failed),
+        texts=sum(report.texts for report in reports),
+        tokens=sum(report.tokens for report in reports),
+        seconds=seconds,
+    )
