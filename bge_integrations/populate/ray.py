@@ -211,7 +211,7 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
         """Forget the last report; Ray calls it, and raises the error then."""
         self.report = self._started = None
 
-    def _documents(self, blocks: Iterable[Block]) -> Iterator[Any]:
+    def _documents(self, blocks: Iterable[Block]) -> Iterator[Document]:
         own = () if self.id_column is None else (self.id_column,)
         columns = list(dict.fromkeys((self.text_column, *own, *self.metadata_columns)))
         for block in blocks:
@@ -220,14 +220,12 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
                 for part in table.select(columns).to_batches(max_chunksize=ROWS):
                     yield from map(self._document, part.to_pylist())
 
-    def _document(self, row: dict[str, Any]) -> Any:
-        """The row as a document; without a text as it is, for `populate` to refuse."""
-        if not isinstance(row[self.text_column], str):
-            return row
-        return Document(
-            row[self.text_column],
-            id=None if self.id_column is None else row[self.id_column],
-            metadata={name: row[name] for name in self.metadata_columns if row[name] is not None},
+    def _document(self, row: dict[str, Any]) -> Document:
+        own = None if self.id_column is None else row[self.id_column]
+        metadata = {name: row[name] for name in self.metadata_columns if row[name] is not None}
+        # Not validated: a null text is left to populate, which may collect it.
+        return Document.model_construct(
+            id=None if own is None else str(own), page_content=row[self.text_column], metadata=metadata
         )
 
 

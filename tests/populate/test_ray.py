@@ -18,9 +18,6 @@ import bge_integrations
 from bge_integrations import BgeEmbedder, BgeReranker, ModelCache, UnknownModelError, WrongKindError
 from bge_integrations.langchain import BgeEmbeddings as LangChainEmbeddings
 from bge_integrations.populate import PopulateReport, populate
-
-pytest.importorskip("ray", reason="Ray is not installed")
-
 from bge_integrations.populate.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
 
 TEXTS = ["Pandas eat bamboo.", "Bears eat honey.", "Cats eat fish."]
@@ -142,11 +139,13 @@ def test_blocks_of_pandas_hold_the_same_documents(store: InMemoryVectorStore) ->
 
 
 def test_a_row_without_text_is_a_bad_document(store: InMemoryVectorStore) -> None:
-    blocks = [pa.table({"text": [TEXTS[0], None]})]
+    blocks = [pa.table({"text": [TEXTS[0], None], "key": [1, 2], "source": ["a.md", "b.md"]})]
     with pytest.raises(TypeError, match="Document 1"):
         VectorStoreDatasink(lambda: store).write(blocks, None)
-    report = VectorStoreDatasink(lambda: store, on_error="collect").write(blocks, None)
-    assert [failure.position for failure in report.failed] == [1]
+    arguments = {"id_column": "key", "metadata_columns": ["source"], "on_error": "collect"}
+    report = VectorStoreDatasink(lambda: store, **arguments).write(blocks, None)
+    assert [(failure.position, failure.id, failure.source) for failure in report.failed] == [(1, "2", "b.md")]
+    assert report.added == 1
 
 
 def test_the_report_is_that_of_all_tasks() -> None:
@@ -162,3 +161,14 @@ def test_the_report_is_that_of_all_tasks() -> None:
     assert sink.report is None
     sink.on_write_complete(SimpleNamespace(write_returns=[]))
     assert sink.report == PopulateReport(0, 0, 0, 0, (), 0, 0, 0.0)
+
+
+def test_without_ray_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from bge_integrations import MissingExtraError\n"
+        "try: import bge_integrations.populate.ray\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "bge_integrations[ray]"' in run.stdout
