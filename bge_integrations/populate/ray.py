@@ -146,12 +146,12 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
 
     Each write task opens the store and calls `populate` with its rows, so the store's own embeddings compute the
     vectors, what the store holds is not computed again, and Ray may kill and repeat a task. Many tasks write at a time:
-    the store must be one that many processes may write to, such as a Chroma or Qdrant server; a folder of Chroma's or
-    Qdrant's is for one process alone, so give `write_datasink(..., concurrency=1)` then, on one machine.
+    the store must be one that many processes may write to, such as a Chroma or Qdrant server. A folder of Chroma's or
+    Qdrant's is for one process: fill it with `populate` itself, from `dataset.iter_rows()`.
 
-    A task takes a CPU and keeps the model for the next. On GPUs give
-    `write_datasink(..., ray_remote_args={"num_gpus": 1, "max_calls": 0})`: without `max_calls`, Ray ends the process
-    after each task, and the next one loads the model anew.
+    A task takes one CPU, and its process keeps a copy of the model for the next; `ray_remote_args={"num_cpus": 8}` in
+    `write_datasink` makes fewer of them, with more threads each. On GPUs give `{"num_gpus": 1, "max_calls": 0}`:
+    without `max_calls` Ray ends the process after each task, and the next one loads the model anew.
 
     Args:
         store_factory: Called without arguments in each write task, gives the store, as `populate` takes it. It must
