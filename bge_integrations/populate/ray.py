@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.errors import MissingExtraError
 from bge_integrations.populate.pipeline import OnError, populate
-from bge_integrations.populate.report import PopulateReport
+from bge_integrations.populate.report import PopulateReport, sum_reports
 from bge_integrations.rerank.reranker import BgeReranker
 
 if find_spec("ray") is None or find_spec("langchain_core") is None:
@@ -205,7 +205,7 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
     def on_write_complete(self, write_result: WriteResult[PopulateReport]) -> None:
         """Keep the report; Ray calls it when all tasks are done."""
         seconds = 0.0 if self._started is None else time.perf_counter() - self._started
-        self.report, self._started = _total(write_result.write_returns, seconds), None
+        self.report, self._started = sum_reports(write_result.write_returns, seconds), None
 
     def on_write_failed(self, error: Exception) -> None:  # noqa: ARG002 - Ray's signature
         """Forget the last report; Ray calls it, and raises the error then."""
@@ -234,16 +234,3 @@ def _texts(batch: Batch, column: str) -> list[str]:
         raise ValueError(f"The batch has no column {column!r}; its columns are {', '.join(map(repr, batch))}.")
     texts: list[str] = batch[column].tolist()
     return texts
-
-
-def _total(reports: Sequence[PopulateReport], seconds: float) -> PopulateReport:
-    return PopulateReport(
-        added=sum(report.added for report in reports),
-        updated=sum(report.updated for report in reports),
-        skipped=sum(report.skipped for report in reports),
-        deleted=sum(report.deleted for report in reports),
-        failed=tuple(failure for report in reports for failure in report.failed),
-        texts=sum(report.texts for report in reports),
-        tokens=sum(report.tokens for report in reports),
-        seconds=seconds,
-    )

@@ -1,5 +1,6 @@
 """What a run of populate says: while it runs, and at its end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -45,6 +46,21 @@ class PopulateReport:
     tokens: int
     seconds: float
     overlapped: bool = True
+
+
+def sum_reports(reports: Sequence[PopulateReport], seconds: float) -> PopulateReport:
+    """What calls did together that each filled a part, in so many seconds of wall time."""
+    return PopulateReport(
+        added=sum(report.added for report in reports),
+        updated=sum(report.updated for report in reports),
+        skipped=sum(report.skipped for report in reports),
+        deleted=sum(report.deleted for report in reports),
+        failed=tuple(failure for report in reports for failure in report.failed),
+        texts=sum(report.texts for report in reports),
+        tokens=sum(report.tokens for report in reports),
+        seconds=seconds,
+        overlapped=all(report.overlapped for report in reports),
+    )
 
 
 @dataclass(frozen=True, slots=True)
