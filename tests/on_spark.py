@@ -1,8 +1,8 @@
 """What the tests of Spark run in a process of its own: python on_spark.py JOB FOLDER; the last line is JSON."""
 
 import json
-import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +10,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from bge_integrations.populate.spark import BgeEmbeddings, BgeReranking, populat
 
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 QUERY = "what do pandas eat?"
-PORT = int(os.environ.get("CHROMA_PORT", "0"))
+TASKS = 8
 
 
 def session(master: str, *, rows_a_batch: int) -> SparkSession:
@@ -57,19 +57,18 @@ def farthest(result: DataFrame, expected: np.ndarray) -> float:
 
 
 @contextmanager
-def killing(spark: SparkSession, is_victim: Callable[[psutil.Process], bool]) -> Iterator[dict[str, int]]:
-    """Kill processes of Spark's by SIGKILL, once, when a task is done and others run; tell how many tasks failed."""
+def killing(
+    spark: SparkSession, find: Callable[[], list[psutil.Process]], due: Callable[[], bool]
+) -> Iterator[dict[str, int]]:
+    """Kill processes of Spark's by SIGKILL, once, when it is due; tell how many, and how many tasks failed."""
     told = {"killed": 0, "failed_tasks": 0}
     over = threading.Event()
 
     def watch() -> None:
-        tracker = spark.sparkContext.statusTracker()
         while not over.wait(0.02):
-            stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-            stages = [stage for stage in stages if stage and stage.numTasks == TASKS]
-            told["failed_tasks"] = max([told["failed_tasks"], *(stage.numFailedTasks for stage in stages)])
-            if not told["killed"] and any(stage.numCompletedTasks and stage.numActiveTasks for stage in stages):
-                victims = [child for child in psutil.Process().children(recursive=True) if is_victim(child)]
+            told["failed_tasks"] = max([told["failed_tasks"], *(stage.numFailedTasks for stage in stages(spark))])
+            if not told["killed"] and due():
+                victims = find()
                 for victim in victims:
                     victim.send_signal(signal.SIGKILL)
                 told["killed"] = len(victims)
@@ -83,86 +82,108 @@ def killing(spark: SparkSession, is_victim: Callable[[psutil.Process], bool]) ->
         thread.join()
 
 
-TASKS = 8
+def stages(spark: SparkSession) -> list[Any]:
+    """The running stages that compute, or fill a store."""
+    tracker = spark.sparkContext.statusTracker()
+    found = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+    return [stage for stage in found if stage and stage.numTasks == TASKS]
 
 
-def is_worker(process: psutil.Process) -> bool:
-    """A Python worker that Spark's daemon has forked."""
-    parent = process.parent()
-    return "pyspark.daemon" in process.cmdline() and parent is not None and "pyspark.daemon" in parent.cmdline()
+def one_task_is_done(spark: SparkSession) -> Callable[[], bool]:
+    return lambda: any(stage.numCompletedTasks and stage.numActiveTasks for stage in stages(spark))
 
 
-def first_executor() -> Callable[[psutil.Process], bool]:
-    chosen: list[int] = []
-
-    def is_it(process: psutil.Process) -> bool:
-        if not any("CoarseGrainedExecutorBackend" in part for part in process.cmdline()) or chosen:
-            return False
-        chosen.append(process.pid)
-        return True
-
-    return is_it
+def processes(command: str) -> list[psutil.Process]:
+    """What Spark has started with a word in its command."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(command in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
-@contextmanager
-def chroma_server(folder: Path) -> Iterator[None]:
-    chroma = Path(sys.executable).with_name("chroma")
-    command = [chroma, "run", "--path", folder / "chroma", "--host", "127.0.0.1", "--port", str(PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+def workers() -> list[psutil.Process]:
+    """The Python workers, which Spark's daemons have forked."""
+    daemons = processes("pyspark.daemon")
+    return [process for process in daemons if process.ppid() in {daemon.pid for daemon in daemons}]
+
+
+def an_executor() -> list[psutil.Process]:
+    return processes("CoarseGrainedExecutorBackend")[:1]
+
+
+class Server:
+    """Chroma's server, which any number of processes may write to at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        chroma = Path(sys.executable).with_name("chroma")
+        command = [chroma, "run", "--path", folder / "chroma", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/api/v2/heartbeat", timeout=5).close()
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v2/heartbeat", timeout=5).close()
                 break
-            except OSError:
-                time.sleep(0.1)
-        yield
-    finally:
-        server.kill()
-        server.wait()
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def factory(self, name: str) -> Callable[[], Any]:
+        port = self.port
+
+        def open_store() -> Any:
+            import chromadb
+            from langchain_chroma import Chroma
+
+            from bge_integrations.langchain import BgeEmbeddings
+
+            client = chromadb.HttpClient("127.0.0.1", port, settings=chromadb.Settings(anonymized_telemetry=False))
+            return Chroma(name, client=client, embedding_function=BgeEmbeddings(model=EMBEDDER))
+
+        return open_store
+
+    def collection(self, name: str) -> Any:
+        return self.factory(name)()._collection
+
+    def fill(self, df: DataFrame, name: str, **options: Any) -> dict[str, Any]:
+        report = populate_partitions(df, self.factory(name), id_col="n", metadata_cols=["source"], **options)
+        return asdict(report)
+
+    def fill_killed(
+        self, df: DataFrame, name: str, count: int, find: Callable[[], list[psutil.Process]]
+    ) -> tuple[dict[str, int], dict[str, Any] | str]:
+        """Fill, and kill when tasks are done and others are in the middle; give the kills, and the report or error."""
+        collection = self.collection(name)
+        spark = df.sparkSession
+        with killing(spark, find, lambda: collection.count() >= 0.3 * count) as kills:
+            try:
+                outcome: dict[str, Any] | str = self.fill(df, name, batch_size=8)
+            except Exception as error:
+                outcome = str(error)
+        return kills, outcome
+
+    def whole(self, name: str, count: int) -> float:
+        """Farthest that a collection of all texts is from what one process computes; infinite where it is not whole."""
+        texts = texts_of(count)
+        kept = self.collection(name).get(include=["documents", "embeddings"])
+        if dict(zip(kept["ids"], kept["documents"], strict=True)) != {str(n): text for n, text in enumerate(texts)}:
+            return float("inf")
+        expected = BgeEmbedder(EMBEDDER).encode_documents(texts)[[int(number) for number in kept["ids"]]]
+        return float(np.abs(kept["embeddings"] - expected).max())
 
 
-def store_named(name: str) -> Callable[[], Any]:
-    def open_store() -> Any:
-        import chromadb
-        from langchain_chroma import Chroma
-
-        from bge_integrations.langchain import BgeEmbeddings
-
-        client = chromadb.HttpClient("127.0.0.1", PORT, settings=chromadb.Settings(anonymized_telemetry=False))
-        return Chroma(name, client=client, embedding_function=BgeEmbeddings(model=EMBEDDER))
-
-    return open_store
-
-
-def held(name: str) -> dict[str, Any]:
-    """What a collection holds, by id."""
-    collection = store_named(name)()._collection
-    kept = collection.get(include=["documents", "metadatas", "embeddings"])
-    return {
-        key: (text, metadata, vector)
-        for key, text, metadata, vector in zip(
-            kept["ids"], kept["documents"], kept["metadatas"], kept["embeddings"], strict=True
-        )
-    }
-
-
-def whole(name: str, count: int) -> float:
-    """Farthest that a collection of all texts is from what one process computes; infinite where it is not whole."""
-    texts, kept = texts_of(count), held(name)
-    if {key: text for key, (text, _, _) in kept.items()} != {str(n): text for n, text in enumerate(texts)}:
-        return float("inf")
-    vectors = np.array([kept[str(number)][2] for number in range(count)])
-    return float(np.abs(vectors - BgeEmbedder(EMBEDDER).encode_documents(texts)).max())
-
-
-def fill(df: DataFrame, name: str, **options: Any) -> dict[str, Any]:
-    return asdict(populate_partitions(df, store_named(name), id_col="n", metadata_cols=["source"], **options))
-
-
-def compute(folder: Path) -> dict[str, Any]:
-    """Both columns through a saved pipeline; nulls; a filter on the score."""
+def local(folder: Path) -> dict[str, Any]:
+    """What needs no kill, and what a kill does where Spark tries a task once."""
     spark = session("local[2]", rows_a_batch=16)
+    return {"columns": columns(spark, folder), "populated": populated(spark, folder)}
+
+
+def columns(spark: SparkSession, folder: Path) -> dict[str, Any]:
+    """Both columns through a saved pipeline, and nulls."""
     rows = [
         (number, text if number % 10 else None, QUERY if number % 7 else None)
         for number, text in enumerate(texts_of(100))
@@ -177,6 +198,7 @@ def compute(folder: Path) -> dict[str, Any]:
         ]
     ).fit(df).write().overwrite().save(str(folder / "pipeline"))
     result = PipelineModel.load(str(folder / "pipeline")).transform(df)
+    plan = result._jdf.queryExecution().executedPlan().toString()
     found = sorted(result.collect(), key=lambda row: row.n)
     query = BgeEmbedder(EMBEDDER).encode_queries([QUERY])[0]
     vectors = BgeEmbedder(EMBEDDER).encode_documents(texts_of(100))
@@ -184,7 +206,6 @@ def compute(folder: Path) -> dict[str, Any]:
     scores = BgeReranker(RERANKER, max_length=64).score(pairs)
     logits = BgeReranker(RERANKER, normalize=False).score(pairs)
     both = [row for row in found if row.n % 10 and row.n % 7]
-    plan = result.filter("score > 0.5")._jdf.queryExecution().toString().partition("== Physical Plan ==")[2]
     return {
         "rows": [row.n for row in found],
         "types": dict(result.dtypes),
@@ -195,12 +216,13 @@ def compute(folder: Path) -> dict[str, Any]:
         "queries": max(float(np.abs(query - row.asked).max()) for row in found if row.asked),
         "scores": max(abs(scores[row.n] - row.score) for row in both),
         "logits": max(abs(logits[row.n] - row.logit) for row in both),
-        "times_scored": plan.count("[score("),
-    } | refusals(df)
+        "workers_a_task": plan.count("ArrowEvalPython"),
+        "refused": refusals(df),
+    }
 
 
-def refusals(df: DataFrame) -> dict[str, Any]:
-    stages = {
+def refusals(df: DataFrame) -> dict[str, str]:
+    wrong = {
         "no strings": BgeEmbeddings(inputCol="n", outputCol="e", model=EMBEDDER),
         "taken": BgeEmbeddings(inputCol="text", outputCol="n", model=EMBEDDER),
         "no model": BgeEmbeddings(inputCol="text", outputCol="e"),
@@ -208,66 +230,58 @@ def refusals(df: DataFrame) -> dict[str, Any]:
         "no side": BgeEmbeddings(inputCol="text", outputCol="e", model=EMBEDDER, inputType="passage"),
     }
     refused = {}
-    for name, stage in stages.items():
+    for name, stage in wrong.items():
         try:
             stage.transform(df)
         except Exception as error:
             refused[name] = f"{type(error).__name__}: {error}"
-    return {"refused": refused}
+    return refused
 
 
-def populated(folder: Path) -> dict[str, Any]:
-    """A store filled by two partitions at a time; again; with a text changed; with a null; with a worker killed."""
-    count = 400
-    spark = session("local[2]", rows_a_batch=64)
+def populated(spark: SparkSession, folder: Path) -> dict[str, Any]:
+    """A store filled by two partitions at a time; again; a text changed, one null; workers killed, and again."""
+    count = 320
     df = frame(spark, count, TASKS)
+    changed = df.selectExpr("n", "if(n = 3, 'Bamboo is a grass.', if(n = 4, null, text)) AS text", "source")
     told: dict[str, Any] = {}
-    with chroma_server(folder):
-        told["first"], told["again"] = fill(df, "notes"), fill(df, "notes")
-        told["whole"] = whole("notes", count)
-        told["metadata"] = held("notes")["8"][1]["source"]
-        changed = df.selectExpr("n", "if(n = 3, 'Bamboo is a grass.', if(n = 4, null, text)) AS text", "source")
-        told["changed"] = fill(changed, "notes", on_error="collect")
-        try:
-            with killing(spark, is_worker) as kills:
-                fill(df, "killed")
-            told["error"] = None
-        except Exception as error:
-            told["error"] = str(error)
-        told |= {"kills": kills, "held": len(held("killed"))}
-        told["went_on"] = fill(df, "killed")
-        told["whole_after"] = whole("killed", count)
+    with closing(Server(folder)) as server:
+        told["first"], told["again"] = server.fill(df, "notes"), server.fill(df, "notes")
+        told["whole"] = server.whole("notes", count)
+        told["metadata"] = server.collection("notes").get(["8"])["metadatas"][0]
+        told["changed"] = server.fill(changed, "notes", on_error="collect")
+        told["kills"], told["error"] = server.fill_killed(df, "killed", count, workers)
+        told["held"] = server.collection("killed").count()
+        told["went_on"] = server.fill(df, "killed")
+        told["whole_after"] = server.whole("killed", count)
     return told
 
 
 def kill_worker(folder: Path) -> dict[str, Any]:
     """Python workers die while Spark computes a column, and while it fills a store; Spark tries a task four times."""
-    return killed(session("local[2,4]", rows_a_batch=32), folder, lambda: is_worker)
+    return killed(session("local[2,4]", rows_a_batch=16), folder, workers)
 
 
 def kill_executor(folder: Path) -> dict[str, Any]:
     """One of two executors dies, each a JVM of its own."""
-    return killed(session("local-cluster[2,1,1024]", rows_a_batch=32), folder, first_executor)
+    return killed(session("local-cluster[2,1,1024]", rows_a_batch=16), folder, an_executor)
 
 
-def killed(spark: SparkSession, folder: Path, victim: Callable[[], Callable[[psutil.Process], bool]]) -> dict[str, Any]:
-    count = 1600
+def killed(spark: SparkSession, folder: Path, find: Callable[[], list[psutil.Process]]) -> dict[str, Any]:
+    count = 640
     df = frame(spark, count, TASKS)
     expected = BgeEmbedder(EMBEDDER).encode_documents(texts_of(count))
     told: dict[str, Any] = {}
-    with killing(spark, victim()) as told["transform"]:
+    with killing(spark, find, one_task_is_done(spark)) as told["transform_kills"]:
         result = BgeEmbeddings(inputCol="text", outputCol="embedding", model=EMBEDDER).transform(df)
         told["farthest"] = farthest(result, expected)
-    with chroma_server(folder):
-        with killing(spark, victim()) as told["populate"]:
-            told["report"] = fill(df, "notes", batch_size=16)
-        told["again"] = fill(df, "notes")
-        told["whole"] = whole("notes", count)
+    with closing(Server(folder)) as server:
+        told["populate_kills"], told["report"] = server.fill_killed(df, "notes", count, find)
+        told["again"] = server.fill(df, "notes")
+        told["whole"] = server.whole("notes", count)
     return told
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", FutureWarning)  # pyspark's, of pandas 3
-    jobs = {job.__name__: job for job in (compute, populated, kill_worker, kill_executor)}
-    outcome = jobs[sys.argv[1]](Path(sys.argv[2]))
-    print(json.dumps(outcome))
+    jobs = {job.__name__: job for job in (local, kill_worker, kill_executor)}
+    print(json.dumps(jobs[sys.argv[1]](Path(sys.argv[2]))))

@@ -71,6 +71,7 @@ LAWS = {
     "populate.sinks.lancedb": law("populate embed errors types", "pyarrow"),
     "populate.sinks.recorded": law("populate embed errors types", inside="llama_index"),
     "populate.ray": law(f"populate {FOR_ADAPTERS}", "langchain_core numpy ray"),
+    "populate.spark": law("populate embed rerank errors types", "pandas pyarrow pyspark", "langchain_core"),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",

@@ -144,8 +144,8 @@ class BgeEmbeddings(_Stage):
             raise ValueError(f'inputType is "document" or "query", not "{self.getOrDefault(self.inputType)}".')
         encode = sides[self.getOrDefault(self.inputType)]
 
-        def embed(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-            return _by_row(([batch] for batch in batches), lambda rows: encode([text for (text,) in rows]))
+        def embed(batch: pd.Series) -> pd.Series:
+            return _by_row([batch], lambda rows: encode([text for (text,) in rows]))
 
         return self._with_output(dataset, pandas_udf(embed, "array<float>")(texts))
 
@@ -210,8 +210,8 @@ class BgeReranking(_Stage):
         normalize = self.getOrDefault(self.normalize)
         reranker = BgeReranker(self._required(self.model), normalize=normalize, **self._options())
 
-        def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
-            return _by_row(batches, reranker.score)
+        def score(queries: pd.Series, passages: pd.Series) -> pd.Series:
+            return _by_row([queries, passages], reranker.score)
 
         return self._with_output(dataset, pandas_udf(score, "double")(*pairs))
 
@@ -228,19 +228,17 @@ def populate_partitions(
 ) -> PopulateReport:
     """Bring a store up to date with a DataFrame's rows, each partition by a `populate` of its own, in its worker.
 
-    Rows are streamed through; only reports come back. Run again, it computes nothing twice, so after a failure the same
-    call goes on, and a task that Spark repeats embeds only what its first run left. Such a task's report counts what
-    the first run wrote as skipped.
+    Only reports come back. Run again, it computes nothing twice: after a failure the same call goes on, and a task that
+    Spark repeats embeds only what its first run left, which it reports as skipped.
 
     Args:
-        df: The rows. As many partitions are written at a time as there are task slots.
-        store_factory: Opens the store, in the worker, once a partition: anything that `populate` fills. It is pickled,
-            so it makes its connection itself. All workers write at the same time: a server's store, or one store a
-            partition (`TaskContext.get().partitionId()`); Chroma's and Qdrant's folders on disk are for one process.
+        df: The rows. As many partitions are written at a time as tasks run.
+        store_factory: Opens the store, in the worker, once a partition; pickled. All workers write at the same time: to
+            a server, or each partition to a store of its own (`pyspark.TaskContext.get().partitionId()`). Folders of
+            Chroma's and Qdrant's are for one process.
         text_col: Column of texts. A null is a bad document, see `on_error`.
         id_col: Column of the documents' own ids, cast to strings; None, or a null, takes the hash of the content.
-        metadata_cols: Columns of metadata: strings, numbers, booleans, and arrays and structs of them. Nulls are left
-            out.
+        metadata_cols: Columns of metadata: strings, numbers, booleans, arrays and structs of them. Nulls are left out.
         batch_size: As in `populate`.
         on_error: As in `populate`. A failure's `position` counts within its partition.
 
@@ -251,14 +249,6 @@ def populate_partitions(
         TypeError: The column of texts does not hold strings.
         pyspark.errors.PySparkException: A task failed more often than Spark allows; the message has what `populate`
             raised in the worker.
-
-    Example:
-        ```python
-        def open_store():
-            return Chroma("notes", client=chromadb.HttpClient("store.local"), embedding_function=embeddings)
-
-        populate_partitions(df, open_store, id_col="id", metadata_cols=["source"])
-        ```
     """
     started = time.perf_counter()
     metadata = list(metadata_cols)
@@ -267,6 +257,14 @@ def populate_partitions(
         columns.append(col(id_col).cast("string").alias("id"))
     if metadata:
         columns.append(struct(*metadata).alias("metadata"))
+    rows = df.select(*columns).mapInArrow(_filler(store_factory, batch_size, on_error), "report string").collect()
+    return _sum([json.loads(row.report) for row in rows], time.perf_counter() - started)
+
+
+def _filler(
+    store_factory: Callable[[], Any], batch_size: int | None, on_error: OnError
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """What a worker does with a partition: its rows in, its report out."""
 
     def fill(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         first = next(batches, None)
@@ -276,8 +274,7 @@ def populate_partitions(
         report = populate(store_factory(), documents, batch_size=batch_size, on_error=on_error, show_progress=False)
         yield pa.RecordBatch.from_pydict({"report": [json.dumps(asdict(report))]})
 
-    rows = df.select(*columns).mapInArrow(fill, "report string").collect()
-    return _sum([json.loads(row.report) for row in rows], time.perf_counter() - started)
+    return fill
 
 
 def _strings(dataset: "DataFrame", name: str) -> "Column":
@@ -288,15 +285,12 @@ def _strings(dataset: "DataFrame", name: str) -> "Column":
     return col(name)
 
 
-def _by_row(
-    batches: Iterable[Sequence[pd.Series]], compute: Callable[[list[Any]], Iterable[Any]]
-) -> Iterator[pd.Series]:
-    """For each batch of columns what `compute` gives for the rows that have no null, and null for the others."""
-    for columns in batches:
-        rows = list(zip(*columns, strict=True))
-        complete = [not any(map(pd.isna, row)) for row in rows]
-        results = iter(compute([row for row, whole in zip(rows, complete, strict=True) if whole]))
-        yield pd.Series([next(results) if whole else None for whole in complete], dtype=object)
+def _by_row(columns: Sequence[pd.Series], compute: Callable[[list[Any]], Iterable[Any]]) -> pd.Series:
+    """What `compute` gives for the rows that have no null, and null for the others."""
+    rows = list(zip(*columns, strict=True))
+    complete = [not any(map(pd.isna, row)) for row in rows]
+    results = iter(compute([row for row, whole in zip(rows, complete, strict=True) if whole]))
+    return pd.Series([next(results) if whole else None for whole in complete], dtype=object)
 
 
 def _documents(batches: Iterable[pa.RecordBatch]) -> Iterator[Any]:

@@ -1,0 +1,164 @@
+"""Spark for real: columns equal what one process computes, stores get every row once, whichever process dies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from langchain_core.vectorstores import InMemoryVectorStore
+
+import bge_integrations
+from bge_integrations.langchain import BgeEmbeddings as LangChainEmbeddings
+from bge_integrations.populate import populate
+from bge_integrations.populate.spark import BgeEmbeddings, BgeReranking, _documents
+
+SCRIPT = Path(__file__).parents[1] / "on_spark.py"
+COUNT, KILLED_COUNT = 320, 640
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def on_spark(job: str, folder: Path) -> dict[str, Any]:
+    """Run a job of on_spark.py in a process of its own, for this one may open no socket."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(bge_integrations.__file__).parents[1]),
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_WORKER_DIR": str(folder / "work"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, SCRIPT, job, folder]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return on_spark("local", tmp_path_factory.mktemp("local"))
+
+
+def numbers(report: dict[str, Any]) -> tuple[int, int, int, int, int]:
+    return report["added"], report["updated"], report["skipped"], len(report["failed"]), report["texts"]
+
+
+@pytest.mark.spark
+def test_columns_of_a_saved_pipeline_are_those_of_one_process(local):
+    columns = local["columns"]
+    assert columns["rows"] == list(range(100))
+    assert {columns["types"][name] for name in ("embedding", "asked")} == {"array<float>"}
+    assert {columns["types"][name] for name in ("score", "logit")} == {"double"}
+    assert max(columns[name] for name in ("embeddings", "queries", "scores", "logits")) < 1e-5
+
+
+@pytest.mark.spark
+def test_null_gives_null(local):
+    columns = local["columns"]
+    assert columns["no_embedding"] == list(range(0, 100, 10))
+    assert columns["not_asked"] == list(range(0, 100, 7))
+    assert columns["no_score"] == sorted({*range(0, 100, 10), *range(0, 100, 7)})
+
+
+@pytest.mark.spark
+def test_the_stages_of_a_pipeline_share_a_worker(local):
+    assert local["columns"]["workers_a_task"] == 1
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("no strings", 'TypeError: Column "n" is of type bigint; it has to hold strings.'),
+        ("taken", 'ValueError: There is a column "n" already; drop it, or name another outputCol.'),
+        ("no model", "ValueError: BgeEmbeddings needs model=."),
+        ("a reranker", "WrongKindError: bge-integrations/mini-reranker-en is a reranker. Use BgeReranker for it."),
+        ("no side", 'ValueError: inputType is "document" or "query", not "passage".'),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_job_starts(local, wrong, message):
+    assert local["columns"]["refused"][wrong] == message
+
+
+@pytest.mark.spark
+def test_partitions_fill_a_store_and_a_second_run_computes_nothing(local):
+    told = local["populated"]
+    assert numbers(told["first"]) == (COUNT, 0, 0, 0, COUNT)
+    assert numbers(told["again"]) == (0, 0, COUNT, 0, 0)
+    assert told["again"]["tokens"] == 0 < told["first"]["tokens"]
+    assert told["whole"] < 1e-5
+    assert told["metadata"]["source"] == "1.md"
+
+
+@pytest.mark.spark
+def test_a_changed_text_is_updated_and_a_null_reported(local):
+    told = local["populated"]["changed"]
+    assert numbers(told) == (0, 1, COUNT - 2, 1, 1)
+    assert (told["failed"][0]["id"], told["failed"][0]["source"]) == ("4", "4.md")
+    assert "it needs a page_content" in told["failed"][0]["reason"]
+
+
+@pytest.mark.spark
+def test_where_spark_tries_a_task_once_the_next_call_goes_on(local):
+    told = local["populated"]
+    assert told["kills"]["killed"] >= 1
+    assert "Python worker exited unexpectedly" in told["error"]
+    assert 0 < told["held"] < COUNT
+    assert numbers(told["went_on"]) == (COUNT - told["held"], 0, told["held"], 0, COUNT - told["held"])
+    assert told["whole_after"] < 1e-5
+
+
+@pytest.mark.spark
+@pytest.mark.kill
+@pytest.mark.parametrize("job", ["kill_worker", "kill_executor"])
+def test_a_killed_process_of_spark_loses_nothing(job, tmp_path):
+    told = on_spark(job, tmp_path)
+    for kills in (told["transform_kills"], told["populate_kills"]):
+        assert kills["killed"] >= 1
+        assert kills["failed_tasks"] >= 1
+    assert told["farthest"] < 1e-5
+    added, updated, skipped, failed, texts = numbers(told["report"])
+    assert (added + skipped, updated, failed, texts) == (KILLED_COUNT, 0, 0, added)
+    assert skipped > 0, "no task was killed in the middle"
+    assert numbers(told["again"]) == (0, 0, KILLED_COUNT, 0, 0)
+    assert told["whole"] < 1e-5
+
+
+def test_rows_are_read_as_they_are_needed(bert_embedder, cache):
+    store = InMemoryVectorStore(LangChainEmbeddings(model=str(bert_embedder), cache=cache))
+    ahead = []
+
+    def batches():
+        for number in range(40):
+            ahead.append(number * 8 - len(store.store))
+            texts = [f"Text {number * 8 + row} is about pandas." for row in range(8)]
+            yield pa.RecordBatch.from_pydict({"text": texts, "metadata": [{"source": "a.md", "page": None}] * 8})
+
+    report = populate(store, _documents(batches()), batch_size=8, show_progress=False)
+    assert report.added == len(store.store) == 320
+    assert max(ahead) <= 8 * 5
+    assert all(kept["metadata"] == {"source": "a.md"} for kept in store.store.values())
+
+
+def test_a_stage_keeps_what_it_is_given():
+    embeddings = BgeEmbeddings(inputCol="text", outputCol="embedding", model="BAAI/bge-m3", maxLength=512)
+    assert (embeddings.getInputCol(), embeddings.getOutputCol()) == ("text", "embedding")
+    assert (embeddings.getOrDefault("model"), embeddings.getOrDefault("maxLength")) == ("BAAI/bge-m3", 512)
+    assert embeddings.getOrDefault("inputType") == "document"
+    assert not embeddings.isDefined("device")
+    again = BgeReranking(queryCol="query", inputCol="text", model="BAAI/bge-reranker-base").copy({})
+    assert again.getOrDefault("queryCol") == "query"
+    assert again.getOrDefault("normalize") is True
+
+
+def test_without_pyspark_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['pyspark'] = None\n"
+        "from bge_integrations import MissingExtraError\n"
+        "try: import bge_integrations.populate.spark\n"
+        "except MissingExtraError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "bge_integrations[spark]" in run.stdout, run.stderr
