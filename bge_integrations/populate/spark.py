@@ -8,8 +8,8 @@ Example:
     embeddings.transform(df).write.parquet("embedded")
     ```
 
-Spark runs one Python worker a task, and each worker loads each model once, for all tasks it is given. A worker computes
-on as many cores as `spark.task.cpus` says (1), for Spark sets OMP_NUM_THREADS by it.
+Spark runs a Python worker for each task slot, and a worker loads each model once, for all tasks it is given. On torch
+it computes on as many cores as `spark.task.cpus` says (1), for Spark sets OMP_NUM_THREADS by it; OpenVINO takes all.
 """
 
 import json
