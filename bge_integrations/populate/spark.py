@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.errors import MissingExtraError
 from bge_integrations.populate.pipeline import OnError, populate
-from bge_integrations.populate.report import Failure, PopulateReport
+from bge_integrations.populate.report import Failure, PopulateReport, sum_reports
 from bge_integrations.rerank.reranker import BgeReranker
 
 if find_spec("pyspark") is None:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["BgeEmbeddings", "BgeReranking", "populate_partitions"]
 
 _NOBODY = Params._dummy()  # noqa: SLF001 - how pyspark.ml declares parameters
-_SUMS = ("added", "updated", "skipped", "deleted", "texts", "tokens")
 
 
 class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any], DefaultParamsWritable):
@@ -258,7 +257,7 @@ def populate_partitions(
     if metadata:
         columns.append(struct(*metadata).alias("metadata"))
     rows = df.select(*columns).mapInArrow(_filler(store_factory, batch_size, on_error), "report string").collect()
-    return _sum([json.loads(row.report) for row in rows], time.perf_counter() - started)
+    return sum_reports([_report(row.report) for row in rows], time.perf_counter() - started)
 
 
 def _filler(
@@ -303,8 +302,6 @@ def _documents(batches: Iterable[pa.RecordBatch]) -> Iterator[Any]:
             yield Document.model_construct(id=row.get("id"), page_content=row["text"], metadata=metadata)
 
 
-def _sum(reports: list[dict[str, Any]], seconds: float) -> PopulateReport:
-    failed = tuple(Failure(**failure) for report in reports for failure in report["failed"])
-    return PopulateReport(
-        **{name: sum(report[name] for report in reports) for name in _SUMS}, failed=failed, seconds=seconds
-    )
+def _report(told: str) -> PopulateReport:
+    fields = json.loads(told)
+    return PopulateReport(**fields | {"failed": tuple(Failure(**failure) for failure in fields["failed"])})
