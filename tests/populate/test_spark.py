@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyspark
 import pytest
 from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -19,7 +20,7 @@ from bge_integrations.populate.spark import BgeEmbeddings, BgeReranking, _docume
 SCRIPT = Path(__file__).parents[1] / "on_spark.py"
 COUNT, KILLED_COUNT = 320, 640
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 def on_spark(job: str, folder: Path) -> dict[str, Any]:
@@ -27,13 +28,21 @@ def on_spark(job: str, folder: Path) -> dict[str, Any]:
     environment = os.environ | {
         "PYTHONPATH": str(Path(bge_integrations.__file__).parents[1]),
         "PYSPARK_PYTHON": sys.executable,
-        "SPARK_WORKER_DIR": str(folder / "work"),
+        "SPARK_HOME": str(spark_home(folder / "spark")),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, SCRIPT, job, folder]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def spark_home(home: Path) -> Path:
+    """Spark as it is installed, but its local cluster's files come here."""
+    home.mkdir()
+    for part in ("bin", "jars", "python"):
+        (home / part).symlink_to(Path(pyspark.__file__).parent / part)
+    return home
 
 
 @pytest.fixture(scope="module")
