@@ -69,9 +69,8 @@ def _llama_index_sink(target: Any, embedder: Embedder | None, record: str | Path
     if is_a(store, "LanceDBVectorStore"):
         from bge_integrations.populate.sinks.lancedb import LanceSink
 
-        columns, parent = ("id", store.text_key, store.vector_column_name), store.doc_id_key
-        more = lambda entry: {parent: entry.document.ref_doc_id}  # noqa: E731
-        return LanceSink(store, framework, embedder, columns=columns, more=more)
+        columns = ("id", store.text_key, store.vector_column_name)
+        return LanceSink(store, framework, embedder, columns=columns, parent=store.doc_id_key)
     if is_a(store, "SimpleVectorStore"):
         return SimpleSink(store, framework, embedder)
     if _leaves_out(store, "get_nodes", "BasePydanticVectorStore"):

@@ -1,6 +1,6 @@
 """LanceDB tables behind LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore`, in the columns that they read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -12,8 +12,6 @@ from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 
-Columns = Callable[[Entry], dict[str, Any]]
-
 
 class LanceSink(Sink):
     """A LanceDB table; a store whose table is not there yet gets one.
@@ -23,7 +21,7 @@ class LanceSink(Sink):
 
     Args:
         columns: The names of the columns of ids, texts and vectors.
-        more: What else a row has of a document.
+        parent: LlamaIndex's column of the document that a node is a part of.
     """
 
     takes_metadata_alone = True
@@ -36,11 +34,11 @@ class LanceSink(Sink):
         embedder: Embedder | None,
         *,
         columns: tuple[str, str, str],
-        more: Columns = lambda _: {},
+        parent: str | None = None,
     ) -> None:
         super().__init__(store, framework, embedder)
         self.id, self.text, self.vector = columns
-        self.more = more
+        self.parent = parent
         self.fingerprint: str | None = None
 
     def guard(self, fingerprint: str, *, force: bool) -> None:
@@ -100,7 +98,8 @@ class LanceSink(Sink):
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         text, metadata = self.framework.row(entry, with_text=True)
-        return {self.id: entry.id, self.text: text, "metadata": metadata, **self.more(entry)}
+        row = {self.id: entry.id, self.text: text, "metadata": metadata}
+        return row | ({self.parent: entry.document.ref_doc_id} if self.parent else {})
 
     def _create(self, rows: list[dict[str, Any]], width: int) -> Any:
         """Make an empty table with the fingerprint, so that no document is ever there without it."""
