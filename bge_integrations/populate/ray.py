@@ -15,8 +15,7 @@ Example:
     ```
 
 One actor keeps one copy of the model. On GPUs: `num_gpus=1`, as many actors as GPUs. On CPUs: `num_cpus=` the cores of
-an actor, 1 by default, for Ray gives torch as many threads; OpenVINO takes every core whatever Ray says, so there one
-actor a machine, with all its cores, is enough. Ray starts a killed actor again and repeats its batch.
+an actor, 1 by default, for Ray sets OMP_NUM_THREADS by it. Ray starts a killed actor again and repeats its batch.
 """
 
 import time

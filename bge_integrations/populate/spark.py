@@ -8,8 +8,8 @@ Example:
     embeddings.transform(df).write.parquet("embedded")
     ```
 
-Spark runs a Python worker for each task slot, and a worker loads each model once, for all tasks it is given. On torch
-it computes on as many cores as `spark.task.cpus` says (1), for Spark sets OMP_NUM_THREADS by it; OpenVINO takes all.
+Spark runs a Python worker for each task slot, and a worker loads each model once, for all tasks it is given. It
+computes on as many cores as `spark.task.cpus` says (1), for Spark sets OMP_NUM_THREADS by it.
 """
 
 import json

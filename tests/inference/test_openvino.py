@@ -210,3 +210,15 @@ def test_without_the_package_the_error_names_the_extra(bert_embedder, cache, mon
     monkeypatch.setattr(source, "sys", type("Sys", (), {"modules": {}}))
     with pytest.raises(MissingExtraError, match=r"bge_integrations\[openvino\]"):
         BgeEmbedder(str(bert_embedder), backend="openvino", cache=cache).describe()
+
+
+@pytest.mark.parametrize("cores", ["1", "1,2"])
+def test_it_takes_as_many_cores_as_omp_num_threads_says(cores, bert_embedder):
+    code = (
+        "import sys; from bge_integrations import BgeEmbedder, default_cache\n"
+        "BgeEmbedder(sys.argv[1], backend='openvino', device='cpu').encode_queries(['panda'])\n"
+        "print(default_cache().stats()['models'][0]['engine'])"
+    )
+    command = [sys.executable, "-c", code, str(bert_embedder)]
+    run = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": cores}, capture_output=True, text=True)
+    assert "1 groups of texts at a time" in run.stdout, run.stderr

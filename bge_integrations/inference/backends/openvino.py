@@ -20,7 +20,9 @@ GROUP_TOKENS = 512
 """Most tokens of a group, padding included; a longer text is a group of its own."""
 STEP = 16
 """Groups are padded to a multiple of it, for OpenVINO makes code for every shape it meets, and keeps it."""
-STREAMS = min(2, os.cpu_count() or 1)
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0)
+"""Cores to take, as torch does, for engines such as Spark and Ray say it this way; 0 takes all."""
+STREAMS = min(2, THREADS or os.cpu_count() or 1)
 """Groups that run at a time, each on its share of the cores."""
 
 
@@ -72,7 +74,12 @@ class _Compiled:
 
     def __init__(self, graph: openvino.Model, precision: str) -> None:
         # Unpinned: several processes would else all sit on the machine's first cores.
-        settings = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": STREAMS, "ENABLE_CPU_PINNING": False}
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": THREADS,
+            "NUM_STREAMS": STREAMS,
+            "ENABLE_CPU_PINNING": False,
+        }
         self._model = openvino.Core().compile_model(graph, "CPU", settings)
         self.precision = str(self._model.get_property("INFERENCE_PRECISION_HINT").to_string())
         self._typed = len(self._model.inputs) > 2
