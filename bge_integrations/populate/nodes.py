@@ -23,8 +23,8 @@ _NONE = "None"
 class LlamaIndex:
     """LlamaIndex's nodes and documents.
 
-    A node's own id is kept. A random one (a UUID of version 4, which LlamaIndex gives to what has none) says nothing on
-    the next run: it makes room for one that is made of the content, also where other nodes point at it.
+    A node's own id is kept. A random one says nothing on the next run: it makes room for one that is made of the content,
+    also where other nodes point at it. Random is a UUID of version 4 that nobody gave, or a node parser did.
     """
 
     source_keys: tuple[str, ...] = ("source", "file_path", "ref_doc_id")
@@ -88,7 +88,7 @@ class LlamaIndex:
         """Read nodes, and the new ids of those whose own are random."""
         block, names = list(islice(reader, size)), dict[str, str]()
         for node in block:
-            if isinstance(node, BaseNode) and _is_random(node.node_id):
+            if isinstance(node, BaseNode) and _has_random_id(node):
                 try:
                     names[node.node_id] = str(uuid.UUID(self._digest(_without_hash(node))[:32]))
                 except TypeError:
@@ -109,6 +109,11 @@ def with_vectors(entries: list[Entry], vectors: Any) -> list[BaseNode]:
     """Copies of nodes that carry their vectors, as LlamaIndex's stores want them."""
     rows = zip(entries, to_lists(vectors), strict=True)
     return [entry.document.model_copy(update={"embedding": vector}) for entry, vector in rows]
+
+
+def _has_random_id(node: BaseNode) -> bool:
+    parsed = NodeRelationship.SOURCE in node.relationships
+    return _is_random(node.node_id) and (parsed or "id_" not in node.model_fields_set)
 
 
 def _is_random(node_id: str) -> bool:

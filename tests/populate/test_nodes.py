@@ -1,6 +1,7 @@
 """LlamaIndex's nodes on their way into a store: ids, relationships, and what the model reads."""
 
 import copy
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,11 +59,12 @@ def test_random_ids_become_stable_and_relationships_follow(index: VectorStoreInd
     assert stored(index).keys() == first.keys()
 
 
-def test_own_ids_stay(index: VectorStoreIndex) -> None:
-    node = TextNode(id_="mine", text="Pandas eat bamboo.")
+@pytest.mark.parametrize("own", ["mine", str(uuid.uuid4())])
+def test_own_ids_stay(index: VectorStoreIndex, own: str) -> None:
+    node = TextNode(id_=own, text="Pandas eat bamboo.")
     node.relationships[NodeRelationship.NEXT] = TextNode(id_="other", text="x").as_related_node_info()
     populate(index, [node])
-    assert stored(index)["mine"].next_node.node_id == "other"
+    assert stored(index)[own].next_node.node_id == "other"
 
 
 def test_the_model_reads_what_llama_index_embeds(
