@@ -23,8 +23,8 @@ _NONE = "None"
 class LlamaIndex:
     """LlamaIndex's nodes and documents.
 
-    A node's own id is kept. A random one says nothing on the next run: it makes room for one that is made of the content,
-    also where other nodes point at it. Random is a UUID of version 4 that nobody gave, or a node parser did.
+    A node's own id is kept. A random one says nothing on the next run: it makes room for one that is made of the
+    content, also where other nodes point at it. Random is a UUID of version 4 that nobody gave, or a node parser did.
     """
 
     source_keys: tuple[str, ...] = ("source", "file_path", "ref_doc_id")
