@@ -79,6 +79,7 @@ LAWS = {
     ),
     "evaluation": law("evaluation embed rerank errors types", "numpy tqdm", "ir_measures"),
     "cli": law("*", "typer", "*"),
+    "cli.doctor": law("*", "rich", "huggingface_hub torch"),
     "cli.report": law("*", "rich", "matplotlib"),
     "cli.corpus": law("*", "langchain_core langchain_text_splitters"),
     "cli.store": law("*", "chromadb langchain_chroma langchain_core"),

@@ -342,6 +342,24 @@ def quantize(
     )
 
 
+@app.command()
+def doctor(
+    check: Annotated[bool, typer.Option("--check", help="Run the pair on every backend and device too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a bug report.")] = False,
+) -> None:
+    """Show what this machine has and lacks: versions, devices, backends, folders, and what is taken by default.
+
+    Ends with exit code 1 where --check fails.
+    """
+    from bge_integrations.cli import doctor as work
+    from bge_integrations.cli.lines import write_line
+
+    facts = work.examine(EMBEDDER, RERANKER, check=check)
+    write_line(facts) if as_json else work.show(_console(), facts)
+    if not work.has_passed(facts):
+        raise typer.Exit(1)
+
+
 def _chosen_reranker(reranker: str | None, model: str) -> str | None:
     """The reranker asked for; of this package's own embedder its own by default."""
     if reranker is None and model == EMBEDDER:

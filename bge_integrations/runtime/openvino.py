@@ -97,6 +97,11 @@ def save_graph(graph: Graph, file: Path) -> None:
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
+def graphs_folder() -> Path:
+    """Where converted graphs are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bge_integrations" / "openvino"
+
+
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` as a whole at the end; nothing is left behind after an error.
@@ -131,7 +136,7 @@ def import_openvino() -> None:
 def _kept(facts: Sequence[object], make: Callable[[], Graph]) -> Callable[[], Graph]:
     """The function that reads the graph of these facts; from memory where the disk cannot be written to."""
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    file = _cache_folder() / name / OPENVINO_GRAPH
+    file = graphs_folder() / name / OPENVINO_GRAPH
     read = partial(_read, file, mapped=True)
     if file.is_file():
         try:
@@ -150,10 +155,6 @@ def _kept(facts: Sequence[object], make: Callable[[], Graph]) -> Callable[[], Gr
             logger.warning("%s cannot be written, so every process makes this graph anew: %s", file, error)
             return lambda: graph
     return read
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bge_integrations" / "openvino"
 
 
 def _facts(folder: Folder, tokenizer: TextTokenizer) -> list[object]:

@@ -302,10 +302,14 @@ def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
         and source.dtype in (None, "float32")
         and not folder.heads
         and sum(f.stat().st_size for f in folder.path.iterdir() if f.suffix in _WEIGHTS) >= _WORTH_CONVERTING
-        and platform.machine().lower() in ("x86_64", "amd64")
-        and find_spec("openvino") is not None
+        and openvino_pays_here()
         and resolve_device(source.device).startswith("cpu")
     )
+
+
+def openvino_pays_here() -> bool:
+    """Whether OpenVINO is installed, and this machine's CPU one on which it was measured to be faster than torch."""
+    return platform.machine().lower() in ("x86_64", "amd64") and find_spec("openvino") is not None
 
 
 def _slow_reason(folder: Folder) -> str:
@@ -334,11 +338,18 @@ def require_openvino(*modules: str) -> None:
         )
 
 
+def hub_folder(cache_folder: str | None = None) -> str:
+    """Where downloads are kept: the caller's folder, else the environment's."""
+    from huggingface_hub import constants
+
+    return cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE
+
+
 @functools.cache
 def _download(
     repository: str, revision: str | None, cache_folder: str | None, token: str | None, local_files_only: bool
 ) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -347,7 +358,7 @@ def _download(
         RevisionNotFoundError,
     )
 
-    cache = cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    cache = hub_folder(cache_folder)
 
     def fetch(patterns: list[str]) -> Path:
         return Path(
@@ -375,8 +386,7 @@ def _download(
             "pass token=)."
         ) from error
     except LocalEntryNotFoundError as error:
-        where = cache or constants.HF_HUB_CACHE
         raise UnknownModelError(
-            f"{repository} is not, or not completely, in {where}, and the hub was not asked or not reached. Download "
+            f"{repository} is not, or not completely, in {cache}, and the hub was not asked or not reached. Download "
             "it once with a network, or pass the path of a local folder."
         ) from error
