@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from bge_integrations.embed.collection import HASH_KEY
+from bge_integrations.errors import NonFiniteError
 from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
 from bge_integrations.populate.embedding import Pending
 from bge_integrations.populate.identity import Entry
@@ -224,7 +225,7 @@ class Filling:
         """Wait for vectors; where the model refuses a text, halves are computed until that one is found."""
         try:
             embeddings, tokens = pending.result() if pending else (None, 0)
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             if len(entries) == 1:
                 refused.append((entries[0], error))
                 return
