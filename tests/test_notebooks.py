@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SECONDS = 120
+SECONDS = 240
 MAX_BYTES = 200_000
 PRINTING = {"display", "print", "show"}
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users)\b|[A-Z]:\\")
