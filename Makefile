@@ -6,8 +6,10 @@ DEMO_VENV := $(if $(wildcard .venv/.ready),.venv,.venv-demo)
 # glibc hands large blocks back at each release; kept, training on a CPU is up to three times as fast.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=2147483648
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
+# Scripts for this repository alone, written for what `make setup` installs.
+OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py
 
-.PHONY: setup demo test test-all check bench bench-gpu train clean
+.PHONY: setup demo test test-all test-lowest check bench bench-gpu train clean
 
 setup: .venv/.ready  ## .venv with every extra and the development tools
 
@@ -26,6 +28,14 @@ test: setup  ## under 8 minutes on 2 cores
 test-all: setup  ## every test this machine can run
 	$(BIN)/python -m pytest
 
+test-lowest: .venv-lowest/.ready  ## on the oldest versions that pyproject.toml allows; what warns there is theirs
+	.venv-lowest/bin/python -m pytest -W default -m "not ($(LEFT_OUT))" $(addprefix --ignore=,$(OWN_TOOLS))
+
+.venv-lowest/.ready: pyproject.toml constraints.txt tests/lowest.py
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python $(INSTALL) ".[all,dev]" --constraint .venv-lowest/lowest.txt && touch $@
+
 check: setup  ## format, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
@@ -41,5 +51,5 @@ train: setup  ## the pair that ships, again: make train DATA=path/to/data (train
 	$(KEEP_MEMORY) $(BIN)/python -m training $(DATA) build/training
 
 clean:  ## back to a fresh clone
-	rm -rf .venv .venv-demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-lowest dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
