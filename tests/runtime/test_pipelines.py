@@ -8,28 +8,12 @@ import pytest
 import tiny
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling, StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import DistilBertConfig, DistilBertModel, MPNetConfig, MPNetModel
 
 from bge_integrations import BgeEmbedder, UnsupportedModelError, WrongKindError
-
-try:
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
-    from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling, StaticEmbedding
-
-    CLS_AND_MEAN = {"pooling_mode": ("cls", "mean")}
-except ImportError:  # before 5.4
-    from sentence_transformers.models import (
-        Dense,
-        Dropout,
-        LayerNorm,
-        Normalize,
-        Pooling,
-        StaticEmbedding,
-        Transformer,
-    )  # fmt: skip
-
-    CLS_AND_MEAN = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
 
 TEXTS = [line for line in tiny.TEXT.splitlines() if line] + ["", "a", "panda " * 80]
 
@@ -70,7 +54,7 @@ PIPELINES = {
     "max": (bert, lambda: [Pooling(32, "max"), Normalize()], 32),
     "square root": (bert, lambda: [Pooling(32, "mean_sqrt_len_tokens")], 32),
     "weighted mean": (bert, lambda: [Pooling(32, "weightedmean")], 32),
-    "two poolings": (bert, lambda: [Pooling(32, **CLS_AND_MEAN), Normalize()], 64),
+    "two poolings": (bert, lambda: [Pooling(32, ("cls", "mean")), Normalize()], 64),
     "layer norm": (bert, lambda: [Pooling(32, "mean"), LayerNorm(32), Dropout(0.5)], 32),
     "distilbert": (distilbert, lambda: [Pooling(32, "mean"), Normalize()], 32),
     "mpnet": (mpnet, lambda: [Pooling(32, "mean"), Normalize()], 32),
