@@ -284,6 +284,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_command_says_what_it_measured_and_nothing_else(tmp_path: Path, xlmr_reranker: Path) -> None:
     command = [sys.executable, "-W", "always", "-m", "bge_integrations.cli", "export", xlmr_reranker, "model"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

@@ -50,6 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_pair_can_be_trained_again(data: Path, tmp_path: Path, cache: ModelCache) -> None:
     pairs = read_pairs(data / "train")
     assert len(pairs) == 160

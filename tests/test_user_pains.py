@@ -297,6 +297,7 @@ def test_15_objects_travel_as_configuration(bert_embedder, bert_reranker, cache)
         close(pool.map(objects[0].embed_query, ["a"])[0], objects[0].embed_query("a"))
 
 
+@pytest.mark.slow
 def test_16_a_forked_child_encodes(bert_embedder):
     code = """
 import os, sys

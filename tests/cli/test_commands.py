@@ -342,6 +342,7 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_as_a_program(notes: Path, store: Path, bert_embedder: Path) -> None:
     def program(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "bge_integrations.cli", *map(str, arguments)]

@@ -132,6 +132,7 @@ def test_what_is_not_installed_is_named(folder, monkeypatch):
     assert 'needs ir_measures. Install it: pip install "bge_integrations[cli,eval]"' in done.stderr
 
 
+@pytest.mark.slow
 def test_as_a_program_no_bar_without_a_terminal(folder, bert_embedder):
     command = [sys.executable, "-m", "bge_integrations.cli", "eval", str(folder), "--model", str(bert_embedder)]
     done = subprocess.run(command, capture_output=True, text=True)

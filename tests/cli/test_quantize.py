@@ -75,6 +75,7 @@ def test_a_reranker_and_json_lines(bert_reranker, tmp_path, cache):
         BgeEmbedder(str(folder), cache=cache).describe()
 
 
+@pytest.mark.slow
 def test_real_weights_stay_near(texts, tmp_path, cache):
     name = "bge-integrations/mini-embedder-en"
     assert quantize(name, tmp_path / "int8", "--texts", texts).exit_code == 0

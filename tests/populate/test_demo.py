@@ -8,6 +8,7 @@ import pytest
 from bge_integrations import default_cache
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "examples" / "demo.py"
     spec = importlib.util.spec_from_file_location("demo", path)
