@@ -128,7 +128,8 @@ class Filling:
     def run(self, documents: Iterable[Any]) -> Generator[Tally]:
         """Fill; after each batch yields what has been done.
 
-        After an error what is under way is still written, after an interrupt only what is being written.
+        After an error what is under way is still written if the store takes it, after an interrupt only what is being
+        written.
         """
         numbered = enumerate(self._sink.framework.arrange(documents, self._size))
         with ThreadPoolExecutor(self._writers, "populate") as pool:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import tenacity
 
+from bge_integrations.embed.places import is_a
 from bge_integrations.populate.identity import Entry
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ _IDS = 20
 def patiently(work: Callable[[], T]) -> T:
     """Does some work of a store; again, with growing pauses, while it cannot be reached."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: _is_a(error, _AWAY)),
+        retry=tenacity.retry_if_exception(lambda error: is_a(error, *_AWAY)),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
         stop=tenacity.stop_after_delay(SECONDS),
         reraise=True,
@@ -47,7 +48,7 @@ def in_parts(write: Callable[[list[Entry], Any], None], entries: list[Entry], em
     try:
         patiently(lambda: write(entries, embeddings))
     except Exception as error:
-        if not _is_a(error, _REFUSED) or _is_a(error, _BROKEN):
+        if not is_a(error, *_REFUSED) or is_a(error, *_BROKEN):
             error.add_note(_what_was_written(entries))
             raise
         if len(entries) == 1:
@@ -67,7 +68,3 @@ def _what_was_written(entries: list[Entry]) -> str:
     ids = ", ".join(entry.id for entry in entries[:_IDS]) + (", ..." if len(entries) > _IDS else "")
     first, last = entries[0].position, entries[-1].position
     return f"This happened while the store was to take {len(entries)} documents, {first} to {last} of the input: {ids}"
-
-
-def _is_a(error: BaseException, names: tuple[str, ...]) -> bool:
-    return any(base.__name__ in names for base in type(error).__mro__)

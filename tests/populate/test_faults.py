@@ -113,3 +113,4 @@ def test_a_disk_that_takes_nothing(fault: str, tmp_path: Path, bert_embedder: Pa
     assert said[-1] == "whole True"
     if fault == "full":
         assert "while the store was to take 20 documents" in said[-2]
+        assert "start another" in said[-2]

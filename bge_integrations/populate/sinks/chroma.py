@@ -1,9 +1,13 @@
 """Chroma collections: by themselves, or behind LangChain's `Chroma` or LlamaIndex's `ChromaVectorStore`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import partial
+from threading import Lock
 from typing import Any
 
+from bge_integrations.embed.places import is_a
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
@@ -20,9 +24,11 @@ class ChromaSink(Sink):
 
     def __init__(self, store: Any, framework: Framework, embedder: Embedder | None, collection: Any) -> None:
         super().__init__(store, framework, embedder)
-        self.collection = collection
         server = collection._client  # noqa: SLF001 - a collection has no public way to its limits
         self.max_batch_size = int(server.get_max_batch_size())
+        self.collection = copy(collection)
+        if is_a(server, "RustBindingsAPI"):
+            self.collection._client = _Turns(server)  # noqa: SLF001
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the collection holds of `ids`."""
@@ -66,6 +72,34 @@ class ChromaSink(Sink):
 
     def _page(self, where: dict[str, Any] | None, offset: int) -> Any:
         return patiently(lambda: self.collection.get(where=where, limit=PAGE, offset=offset, include=["metadatas"]))
+
+
+class _Turns:
+    """A Chroma in this process, asked by one thread at a time and never again once it is broken.
+
+    It writes with the GIL in hand, so that taking turns costs next to nothing; and when its disk is full, one of its
+    next calls waits for ever, GIL in hand (seen with 1.5.9).
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._turn = Lock()
+        self._failure: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._call, getattr(self._server, name))
+
+    def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self._turn:
+            if self._failure:
+                raise self._failure
+            try:
+                return operation(*args, **kwargs)
+            except Exception as error:
+                if is_a(error, "InternalError"):
+                    error.add_note("Chroma may hang when this process asks it again: mend the cause and start another.")
+                    self._failure = error
+                raise
 
 
 def _replacing(metadata: dict[str, Any], before: Held | None) -> dict[str, Any]:
