@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import cast
 
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.runtime.source import ModelSource, locate
+from bge_integrations.runtime.locate import locate
+from bge_integrations.runtime.source import ModelSource
 
 
 def most_tokens(embedder: BgeEmbedder) -> int:

@@ -21,8 +21,10 @@ from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.folder import OPENVINO_FACTS, OPENVINO_GRAPH, Folder, read_folder
 from bge_integrations.runtime.loader import quantized_graph
+from bge_integrations.runtime.locate import locate
 from bge_integrations.runtime.openvino import appearing, default_texts, save_graph
-from bge_integrations.runtime.source import Kind, ModelSource, Resolved, locate, require_openvino, resolve
+from bge_integrations.runtime.resolve import require_openvino, resolve
+from bge_integrations.runtime.source import Kind, ModelSource, Resolved
 
 LEAST_TEXTS = 16
 _COPIED = (".json", ".txt", ".model")

@@ -19,15 +19,10 @@ from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
 from bge_integrations.runtime.ending import ending, stop
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
+from bge_integrations.runtime.locate import forget_download_lock, locate, names_of
 from bge_integrations.runtime.residents import Resident, Residents
-from bge_integrations.runtime.source import (
-    ModelSource,
-    Resolved,
-    forget_download_lock,
-    locate,
-    names_of,
-    resolve,
-)
+from bge_integrations.runtime.resolve import resolve
+from bge_integrations.runtime.source import ModelSource, Resolved
 
 T = TypeVar("T")
 Start = Callable[[Engine], Future[T]]

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from bge_integrations.inference.backends.base import Backend
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime.folder import OPENVINO_GRAPH, Folder, content_hash
-from bge_integrations.runtime.source import Resolved, require_openvino
+from bge_integrations.runtime.resolve import require_openvino
+from bge_integrations.runtime.source import Resolved
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from bge_integrations.runtime.cache import ModelCache, Prepare, default_cache
 from bge_integrations.runtime.device import normalize_devices, normalize_dtype
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.replicas import spread
-from bge_integrations.runtime.source import Kind, ModelSource, Resolved, check_kind
+from bge_integrations.runtime.resolve import check_kind
+from bge_integrations.runtime.source import Kind, ModelSource, Resolved
 
 T = TypeVar("T")
 Item = TypeVar("Item")

@@ -18,7 +18,7 @@ import bge_integrations
 from bge_integrations import BgeEmbedder
 from bge_integrations.cli import doctor
 from bge_integrations.cli.app import EMBEDDER, RERANKER, app
-from bge_integrations.runtime import source
+from bge_integrations.runtime import resolve
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -101,9 +101,9 @@ def test_offline_is_said():
 
 @pytest.mark.parametrize("there", [True, False])
 def test_what_is_taken_is_what_an_embedder_takes(there, bert_embedder, cache, monkeypatch):
-    find_spec = source.find_spec
-    monkeypatch.setattr(source, "find_spec", lambda name: find_spec(name) if there or name != "openvino" else None)
-    monkeypatch.setattr(source, "_WORTH_CONVERTING", 0)
+    find_spec = resolve.find_spec
+    monkeypatch.setattr(resolve, "find_spec", lambda name: find_spec(name) if there or name != "openvino" else None)
+    monkeypatch.setattr(resolve, "_WORTH_CONVERTING", 0)
     taken = BgeEmbedder(str(bert_embedder), cache=cache, device="cpu").describe()
     told = facts()["auto"]
     assert told["backend on cpu"].split()[0] == taken["backend"] == ("openvino" if there else "torch")
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_had_fails_the_check(tmp_path):
 
 
 def test_without_openvino():
-    told, code = after("from bge_integrations.runtime import source\nsource.find_spec = lambda name: None")
+    told, code = after("from bge_integrations.runtime import resolve\nresolve.find_spec = lambda name: None")
     for backend in ("openvino", "openvino, int8"):
         assert 'pip install "bge_integrations[openvino]"' in told["backends"][backend]
     assert told["backends"]["torch"] == ""

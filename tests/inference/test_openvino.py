@@ -15,7 +15,7 @@ from bge_integrations.errors import MissingExtraError, UnsupportedModelError
 from bge_integrations.inference.backends.openvino import GROUP_TOKENS, STREAMS, _parts
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Dense
-from bge_integrations.runtime import source
+from bge_integrations.runtime import resolve
 
 LINES = tiny.TEXT.strip().splitlines()
 ODD = ["", " ", "\n\t", "a", "two\nlines ", "zß€ 😀 [SEP] </s> <pad>", "panda bamboo " * 400]
@@ -171,10 +171,10 @@ def test_auto_takes_it_for_models_worth_converting(minilm, bert_embedder, m3, ca
     assert chosen(minilm, device="cpu") == "openvino"
     assert chosen(minilm, device="cpu", dtype="bfloat16") == "torch"
     assert chosen(bert_embedder, device="cpu") == "torch"
-    monkeypatch.setattr(source, "_WORTH_CONVERTING", 0)
+    monkeypatch.setattr(resolve, "_WORTH_CONVERTING", 0)
     assert chosen(bert_embedder, device="cpu", dtype="float32") == "openvino"
     assert chosen(m3, device="cpu", like="BAAI/bge-m3") == "torch"
-    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolve, "find_spec", lambda name: None)
     assert chosen(bert_embedder, device="cpu:0", dtype="float32", local_files_only=True) == "torch"
 
 
@@ -206,8 +206,8 @@ def test_int8_on_another_backend_is_refused_at_once(backend, bert_embedder):
 
 
 def test_without_the_package_the_error_names_the_extra(bert_embedder, cache, monkeypatch):
-    monkeypatch.setattr(source, "find_spec", lambda name: None)
-    monkeypatch.setattr(source, "sys", type("Sys", (), {"modules": {}}))
+    monkeypatch.setattr(resolve, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolve, "sys", type("Sys", (), {"modules": {}}))
     with pytest.raises(MissingExtraError, match=r"bge_integrations\[openvino\]"):
         BgeEmbedder(str(bert_embedder), backend="openvino", cache=cache).describe()
 

@@ -1,0 +1,126 @@
+"""Where a model's files are: in this package, in a folder, or on the hub."""
+
+import functools
+import os
+import re
+import threading
+from pathlib import Path
+
+from bge_integrations.catalog import ModelSpec, get_spec, list_models
+from bge_integrations.errors import UnknownModelError
+from bge_integrations.runtime.folder import revision_of
+from bge_integrations.runtime.source import Located, ModelSource
+
+_HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_linear.pt"]
+_OTHER_FILES = ["*pytorch_model*.bin", "openvino_model.*"]
+_NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_download_lock = threading.Lock()
+
+
+def forget_download_lock() -> None:
+    """In a forked child: the parent's thread that may hold the lock does not exist here."""
+    global _download_lock  # noqa: PLW0603
+    _download_lock = threading.Lock()
+
+
+def locate(source: ModelSource) -> Located:
+    """Finds the model's folder; downloads it from the hub at most once a process.
+
+    Raises:
+        UnknownModelError: Neither a folder nor a repository that can be reached.
+    """
+    path = _packaged_folders().get(source.model) or Path(source.model).expanduser()
+    if path.is_dir():
+        if match := _HUB_CACHE.search(str(path.absolute())):
+            return Located(f"{match[1]}/{match[2]}", match[3], path.absolute())
+        path = path.resolve()
+        return Located(_name_of(path), revision_of(path), path)
+    if path.is_absolute() or source.model.startswith((".", "~")):
+        raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
+    spec = row_of(source.model)
+    repository = spec.id if spec else source.model
+    with _download_lock:
+        snapshot = _download(repository, source.revision, source.cache_folder, source.token, source.local_files_only)
+    return Located(repository, snapshot.name, snapshot)
+
+
+def names_of(model: str) -> set[str]:
+    """Every name under which a key may know what a caller calls `model`."""
+    path, spec = Path(model).expanduser(), row_of(model)
+    hub = _HUB_CACHE.search(str(path.absolute()))
+    return {model, _name_of(path.resolve()), *((spec.id,) if spec else ()), *((f"{hub[1]}/{hub[2]}",) if hub else ())}
+
+
+def row_of(name: str) -> ModelSpec | None:
+    """The catalogue's row of a model; None if it has none."""
+    try:
+        return get_spec(name)
+    except UnknownModelError:
+        return None
+
+
+@functools.cache
+def _packaged_folders() -> dict[str, Path]:
+    """The models that ship with this package: id -> folder."""
+    return {spec.id: _PACKAGE / spec.packaged for spec in list_models() if spec.packaged}
+
+
+def _name_of(folder: Path) -> str:
+    """What the cache calls a local folder."""
+    return next((id_ for id_, packaged in _packaged_folders().items() if packaged == folder), str(folder))
+
+
+def hub_folder(cache_folder: str | None = None) -> str:
+    """Where downloads are kept: the caller's folder, else the environment's."""
+    from huggingface_hub import constants
+
+    return cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE
+
+
+@functools.cache
+def _download(
+    repository: str, revision: str | None, cache_folder: str | None, token: str | None, local_files_only: bool
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cache = hub_folder(cache_folder)
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=cache,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=patterns,
+                ignore_patterns=_NOT_FILES,
+            )
+        )
+
+    try:
+        path = fetch(_FILES)
+        return path if list(path.glob("**/*.safetensors")) else fetch([*_FILES, *_OTHER_FILES])
+    except GatedRepoError as error:
+        raise UnknownModelError(
+            f"{repository} asks you to accept its terms on the hub first; then pass token=. ({error})"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UnknownModelError(
+            f"{repository} (revision {revision or 'main'}) is neither a local folder nor on the hub (or it is private: "
+            "pass token=)."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UnknownModelError(
+            f"{repository} is not, or not completely, in {cache}, and the hub was not asked or not reached. Download "
+            "it once with a network, or pass the path of a local folder."
+        ) from error

@@ -1,0 +1,213 @@
+"""What a model's files say: its catalogue row, and the backend, device and dtype that run it."""
+
+import functools
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from bge_integrations.catalog import ModelSpec, get_spec
+from bge_integrations.errors import MissingExtraError, UnknownModelError, UnsupportedModelError, WrongKindError
+from bge_integrations.runtime.device import default_dtype, resolve_device
+from bge_integrations.runtime.folder import Folder, read_folder
+from bge_integrations.runtime.locate import row_of
+from bge_integrations.runtime.source import Kind, Located, ModelKey, ModelSource, Resolved
+
+_CLASS_OF = {"embedder": "BgeEmbedder", "reranker": "BgeReranker"}
+_FAST_MODEL_TYPES = ("bert", "xlm-roberta")
+_DECODERS = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+_LLM_MODEL_TYPES = {"llm": _DECODERS, "layerwise": ("minicpm",), "lightweight": ("cost_wise_gemma",)}
+_FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
+_FAST_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
+_WEIGHTS = (".safetensors", ".bin")
+_WORTH_CONVERTING = 50_000_000
+"""Bytes of weights from which backend="auto" takes OpenVINO; a smaller model is rarely run long enough to gain."""
+
+
+def resolve(source: ModelSource, located: Located) -> Resolved:
+    """Reads the located files and decides row, backend, device and dtype, before any weights load.
+
+    Raises:
+        UnknownModelError: The files alone don't say how to use the model; the message says what to pass.
+        WrongKindError: An embedder where a reranker is needed, or the reverse.
+        UnsupportedModelError: A model or a choice of backend that can't be run.
+    """
+    folder = _read(located.path, located.revision)
+    _check_files(source, folder)
+    spec, found_by = _find_row(source, located, folder)
+    if spec and spec.unsupported:
+        raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
+    _check_architecture(source, folder, spec)
+    backend, reason = _choose_backend(source, folder, spec)
+    device = resolve_device(source.device or ("cpu" if backend == "openvino" else None))
+    dtype = source.dtype or ("int8" if folder.quantized else default_dtype(device))
+    key = ModelKey(located.model, located.revision, backend, device, dtype)
+    return Resolved(key, folder, spec, found_by, reason, source.trust_remote_code)
+
+
+def check_kind(spec: ModelSpec, kind: Kind) -> None:
+    """Refuses a catalogue row of the other kind, or one that can't be run.
+
+    Raises:
+        WrongKindError, UnsupportedModelError
+    """
+    if spec.unsupported:
+        raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
+    if spec.kind != kind:
+        raise WrongKindError(f"{spec.id} is {_an(spec.kind)}. Use {_CLASS_OF[spec.kind]} for it.")
+
+
+def _an(kind: str) -> str:
+    return "an embedder" if kind == "embedder" else "a reranker"
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, _revision: str) -> Folder:
+    """The revision is there for the cache: a changed folder is read anew."""
+    return read_folder(path)
+
+
+def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[ModelSpec | None, str]:
+    if spec := row_of(located.model):
+        return spec, f"by its id {spec.id}" if source.model == spec.id else f"{source.model} stands for {spec.id}"
+    if source.like is not None:
+        return get_spec(source.like), f'like="{source.like}"'
+    if parent := folder.quantized.get("like"):
+        return get_spec(parent), f"it was quantized from a model like {parent}"
+    spec = row_of(str(folder.config.get("_name_or_path", "")))
+    if spec and spec.id == folder.config["_name_or_path"] and _same_shape(spec, folder):
+        return spec, f"config.json names {spec.id}, and the shapes agree"
+    if source.kind == "embedder" and not folder.modules and not source.pooling_optional:
+        raise UnknownModelError(
+            f"{source.model} has no modules.json, so its pooling is unknown (sentence-transformers would take the "
+            'mean, which is wrong for BGE). Pass like="BAAI/bge-base-en-v1.5", or whichever model it descends from.'
+        )
+    return None, "by its own files"
+
+
+def _check_files(source: ModelSource, folder: Folder) -> None:
+    """Refuses files of the other kind. A language model's don't tell whether it embeds or reranks."""
+    actual: Kind = "reranker" if folder.is_reranker else "embedder"
+    if actual != source.kind and not folder.is_language_model:
+        raise WrongKindError(f"{source.model} is {_an(actual)}. Use {_CLASS_OF[actual]} for it.")
+
+
+def _check_architecture(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> None:
+    """Refuses files that are not of the architecture that the row, or its absence, asks for."""
+    if spec and spec.family in _LLM_MODEL_TYPES:
+        wanted = _LLM_MODEL_TYPES[spec.family]
+        if folder.model_type not in wanted:
+            raise UnsupportedModelError(
+                f"{source.model} is of the architecture {folder.model_type!r}; a model like {spec.id} must be of "
+                f"{', '.join(wanted)}."
+            )
+    elif source.kind == "reranker" and folder.is_language_model:
+        raise WrongKindError(
+            f"{source.model} is a language model ({folder.architecture}), not a cross-encoder. If it was fine-tuned as "
+            'an LLM-based reranker, pass like="BAAI/bge-reranker-v2-gemma".'
+        )
+
+
+def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
+    config = folder.config
+    shapes = (
+        (spec.hidden_size, config.get("hidden_size")),
+        (spec.layers, config.get("num_hidden_layers")),
+        (spec.vocab_size, config.get("vocab_size")),
+    )
+    same_kind = (
+        spec.family in _LLM_MODEL_TYPES if folder.is_language_model else (spec.kind == "reranker") == folder.is_reranker
+    ) and spec.model_type == folder.model_type
+    return same_kind and all(wanted is None or wanted == actual for wanted, actual in shapes)
+
+
+def _choose_backend(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
+    own_code = source.trust_remote_code and "auto_map" in folder.config
+    reason = "it brings its own code" if own_code else _slow_reason(folder)
+    language_model = spec if spec and spec.family in _LLM_MODEL_TYPES else None
+    if source.kind == "reranker" and not language_model and folder.labels != 1:
+        raise UnsupportedModelError(
+            f"{source.model} has {folder.labels} labels; a reranker needs a sequence classifier with exactly one."
+        )
+    if source.backend == "openvino" or source.dtype == "int8" or folder.quantized:
+        _check_openvino(source, folder, reason)
+        return "openvino", ""
+    if language_model:
+        if source.backend == "sentence_transformers":
+            raise UnsupportedModelError(
+                f'backend="sentence_transformers" cannot run {language_model.id}. Use backend="auto".'
+            )
+        return "torch", ""
+    if not reason and _openvino_pays(source, folder):
+        return "openvino", ""
+    if source.backend == "torch" and reason and source.kind == "embedder":
+        raise UnsupportedModelError(
+            f'backend="torch" cannot run {source.model}: {reason}. Use backend="auto" or "sentence_transformers".'
+        )
+    if source.backend == "sentence_transformers":
+        return source.backend, "asked for"
+    if source.backend == "auto" and reason and source.kind == "embedder":
+        return "sentence_transformers", reason
+    return "torch", reason
+
+
+def _check_openvino(source: ModelSource, folder: Folder, reason: str) -> None:
+    """Refuses what OpenVINO cannot run."""
+    if folder.quantized and (source.backend not in ("auto", "openvino") or source.dtype not in (None, "int8")):
+        raise UnsupportedModelError(
+            f'{source.model} holds an int8 graph for OpenVINO: backend "auto" or "openvino", dtype None or "int8". '
+            "For others use the model that it was made from."
+        )
+    if reason:
+        raise UnsupportedModelError(f'backend="openvino" cannot run {source.model}: {reason}. Use backend="auto".')
+    if source.device and not source.device.startswith("cpu"):
+        raise UnsupportedModelError(f'backend="openvino" runs on the CPU, not on device="{source.device}".')
+    if source.dtype == "float16":
+        raise UnsupportedModelError('backend="openvino" has no dtype="float16". Use float32, bfloat16 or int8.')
+    require_openvino()
+
+
+def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
+    """Whether OpenVINO is there and gives torch's numbers sooner: benchmarks/README.md has what was measured.
+
+    Heads besides the dense one stay with torch, and with them their model, so that there is one copy of it.
+    """
+    return (
+        source.backend == "auto"
+        and source.dtype in (None, "float32")
+        and not folder.heads
+        and sum(f.stat().st_size for f in folder.path.iterdir() if f.suffix in _WEIGHTS) >= _WORTH_CONVERTING
+        and openvino_pays_here()
+        and resolve_device(source.device).startswith("cpu")
+    )
+
+
+def openvino_pays_here() -> bool:
+    """Whether OpenVINO is installed, and this machine's CPU one on which it was measured to be faster than torch."""
+    return platform.machine().lower() in ("x86_64", "amd64") and find_spec("openvino") is not None
+
+
+def _slow_reason(folder: Folder) -> str:
+    """Why the fast paths don't know this pipeline; empty if they do."""
+    unknown_modules = [module.type for module in folder.modules if module.type not in _FAST_MODULES]
+    unknown_settings = sorted(set(folder.settings) - _FAST_SETTINGS)
+    if folder.model_type not in _FAST_MODEL_TYPES:
+        return f"its architecture is {folder.model_type or 'not named'}, not BERT or XLM-RoBERTa"
+    if folder.config.get("is_decoder") or folder.config.get("position_embedding_type", "absolute") != "absolute":
+        return "it is a decoder or has relative positions"
+    if unknown_modules:
+        return f"its pipeline holds {', '.join(unknown_modules)}"
+    if folder.modules and not folder.is_reranker and (folder.pooling is None or not folder.include_prompt):
+        return "its pooling is not simply cls, mean or last token"
+    if unknown_settings:
+        return f"sentence_bert_config.json sets {', '.join(unknown_settings)}"
+    return ""
+
+
+def require_openvino(*modules: str) -> None:
+    """Raises `MissingExtraError` where openvino, or one of `modules`, is not installed."""
+    missing = [module for module in ("openvino", *modules) if module not in sys.modules and not find_spec(module)]
+    if missing:
+        raise MissingExtraError(
+            f'backend="openvino" needs {", ".join(missing)}. Install it: pip install "bge_integrations[openvino]"'
+        )
