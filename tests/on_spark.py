@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import spark_partition_id
 
 from bge_integrations import BgeEmbedder, BgeReranker
 from bge_integrations.populate.spark import BgeEmbeddings, BgeReranking, populate_partitions
@@ -156,10 +158,15 @@ class Server:
     def fill_killed(
         self, df: DataFrame, name: str, count: int, find: Callable[[], list[psutil.Process]]
     ) -> tuple[dict[str, int], dict[str, Any] | str]:
-        """Fill, and kill when tasks are done and others are in the middle; give the kills, and the report or error."""
+        """Fill, and kill when two tasks are in the middle; give the kills, and the report or error."""
         collection = self.collection(name)
-        spark = df.sparkSession
-        with killing(spark, find, lambda: collection.count() >= 0.3 * count) as kills:
+        task_of = {str(row[0]): row[1] for row in df.select("n", spark_partition_id()).collect()}
+
+        def two_are_in_the_middle() -> bool:
+            held = Counter(task_of[name] for name in collection.get(include=[])["ids"])
+            return sum(0.1 <= written * TASKS / count <= 0.8 for written in held.values()) >= 2
+
+        with killing(df.sparkSession, find, two_are_in_the_middle) as kills:
             try:
                 outcome: dict[str, Any] | str = self.fill(df, name, batch_size=8)
             except Exception as error:
