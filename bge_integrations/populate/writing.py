@@ -15,12 +15,21 @@ Refused = tuple[Entry, Exception]
 SECONDS = 60
 """How long a write is tried again while the store cannot be reached."""
 
-_AWAY = ("ConnectionError", "TimeoutError", "TransportError", "ResponseHandlingException")
-"""Classes of errors, by name, that mean that a store cannot be reached at the moment: Python's, httpx's, Qdrant's."""
+_AWAY = (
+    "ConnectionError",
+    "TimeoutError",
+    "TransportError",
+    "RateLimitError",
+    "ResponseHandlingException",
+    "ResourceExhaustedResponse",
+)
+"""Classes of errors, by name, that mean that a store cannot answer at the moment: of Python, httpx, Chroma, Qdrant."""
+_BUSY = (408, 429, 502, 503, 504)
+"""HTTP statuses that mean the same."""
 _REFUSED = ("ValueError", "TypeError", "ChromaError", "UnexpectedResponse")
 """Classes of errors that mean that a store does not take what it was given, or not so much of it."""
 _BROKEN = ("InternalError",)
-"""Classes of errors among those that mean that the store itself is in trouble."""
+"""Classes of errors among those that mean that the store itself is in trouble, as does an HTTP status from 500 on."""
 
 _IDS = 20
 """Ids that an error names at most."""
@@ -29,7 +38,7 @@ _IDS = 20
 def patiently(work: Callable[[], T]) -> T:
     """Does some work of a store; again, with growing pauses, while it cannot be reached."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: is_a(error, *_AWAY)),
+        retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
         stop=tenacity.stop_after_delay(SECONDS),
         reraise=True,
@@ -48,7 +57,7 @@ def in_parts(write: Callable[[list[Entry], Any], None], entries: list[Entry], em
     try:
         patiently(lambda: write(entries, embeddings))
     except Exception as error:
-        if not is_a(error, *_REFUSED) or is_a(error, *_BROKEN):
+        if not _is_refusal(error):
             error.add_note(_what_was_written(entries))
             raise
         if len(entries) == 1:
@@ -68,3 +77,17 @@ def _what_was_written(entries: list[Entry]) -> str:
     ids = ", ".join(entry.id for entry in entries[:_IDS]) + (", ..." if len(entries) > _IDS else "")
     first, last = entries[0].position, entries[-1].position
     return f"This happened while the store was to take {len(entries)} documents, {first} to {last} of the input: {ids}"
+
+
+def _is_away(error: BaseException) -> bool:
+    return is_a(error, *_AWAY) or _status(error) in _BUSY
+
+
+def _is_refusal(error: Exception) -> bool:
+    return is_a(error, *_REFUSED) and not (is_a(error, *_BROKEN) or _is_away(error) or _status(error) >= 500)
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error carries, or its response; 0 without."""
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else 0

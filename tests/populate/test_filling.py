@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
 from chromadb import Documents, EmbeddingFunction
@@ -15,6 +16,7 @@ from langchain_chroma import Chroma
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from bge_integrations import ModelCache
 from bge_integrations.chroma import BgeEmbeddingFunction
@@ -165,8 +167,23 @@ def test_a_batch_that_is_too_large_is_halved(store: Tried, cache: ModelCache) ->
     assert store.sizes[:4] == [20, 10, 5, 2]
 
 
+def answered(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("PUT", "http://store"))
+
+
 def test_a_store_that_is_away_for_a_while(store: Tried, cache: ModelCache) -> None:
-    away = iter([ConnectionError("away"), TimeoutError("slow")])
+    errors = [
+        ConnectionError("away"),
+        TimeoutError("slow"),
+        None,
+        httpx.ConnectTimeout("slow"),
+        None,
+        httpx.HTTPStatusError("busy", request=httpx.Request("PUT", "http://store"), response=answered(503)),
+        None,
+        UnexpectedResponse.for_response(answered(429)),
+        chromadb.errors.RateLimitError("too fast"),
+    ]  # None lets one write in
+    away = iter(errors)
 
     def before(_: list[str]) -> None:
         if error := next(away, None):
@@ -175,7 +192,18 @@ def test_a_store_that_is_away_for_a_while(store: Tried, cache: ModelCache) -> No
     store.before = before  # type: ignore[method-assign]
     report = populate(store, DOCUMENTS, batch_size=10, workers=1)
     assert (counts(report), report.tokens) == ((40, 0, 0, 0), tokens(cache))
-    assert store.sizes == [10] * 6
+    assert store.sizes == [10] * (4 + len(errors) - errors.count(None))
+
+
+def test_a_server_in_trouble_gets_no_halves(store: Tried) -> None:
+    def before(_: list[str]) -> None:
+        raise UnexpectedResponse.for_response(answered(500))
+
+    store.before = before  # type: ignore[method-assign]
+    with pytest.raises(UnexpectedResponse, match="500") as caught:
+        populate(store, DOCUMENTS, batch_size=10, workers=1, on_error="collect")
+    assert set(store.sizes) == {10}
+    assert "while the store was to take 10 documents" in caught.value.__notes__[0]
 
 
 def test_a_store_that_stays_away(store: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
