@@ -103,11 +103,6 @@ class TextTokenizer:
         """The first token of `text`, such as "Yes"."""
         return self._ids([text])[0][0]
 
-    def prompt_tokens(self, prompt: str) -> int:
-        """Tokens that a prompted pair carries besides its two texts."""
-        separator, tail = self._ids([_SEPARATOR, prompt])
-        return len(self._bos) + 2 * len(separator) + len(tail)
-
     def texts(
         self, texts: Sequence[str], *, max_length: int, prefix: str = "", ends_in_eos: bool = False
     ) -> list[Encoding]:
