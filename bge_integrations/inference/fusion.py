@@ -1,13 +1,56 @@
-"""Several rankings into one: reciprocal ranks or scaled scores. Pure."""
+"""Several rankings into one: without duplicates, by reciprocal ranks or by scaled scores. Pure."""
 
-from collections.abc import Hashable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+Hit = TypeVar("Hit")
 Ranking = TypeVar("Ranking")
+
+_SOURCE_KEYS = ("source", "file_path")
+"""Where the loaders of LangChain and of LlamaIndex write what a text comes from."""
 
 RRF_K = 60
 """The constant of the paper: how little the first ranks stand out."""
+
+
+class Identity(NamedTuple):
+    """What says whether two hits are the same document.
+
+    Attributes:
+        id: The store's id; None where it gives none.
+        text: The text itself, without metadata; "" where there is none, as with an image.
+        metadata: "source" or, without it, "file_path" says where the text comes from; other keys do not count.
+    """
+
+    id: str | None
+    text: str
+    metadata: Mapping[str, object]
+
+
+def without_duplicates(hits: Iterable[Hit], identity_of: Callable[[Hit], Identity]) -> list[Hit]:
+    """Drop each hit that is the same as one before it: by its id, or by its text and source together.
+
+    Two hits with one text and different ids are the same unless their sources differ; no source is one, too.
+
+    Args:
+        hits: Of one retriever or of several, one after the other.
+        identity_of: What is compared of a hit.
+
+    Returns:
+        The first of each, in the order given. A hit without text counts by its id alone.
+    """
+    seen: set[object] = set()
+    firsts = []
+    for hit in hits:
+        document_id, text, metadata = identity_of(hit)
+        keys: set[object] = set() if document_id is None else {document_id}
+        if text or document_id is None:
+            keys.add((text, _source(metadata)))
+        if seen.isdisjoint(keys):
+            firsts.append(hit)
+            seen |= keys
+    return firsts
 
 
 def reciprocal_rank_fusion(
@@ -61,6 +104,12 @@ def relative_score_fusion(
             scaled = float((score - last) / (first - last)) if first != last else 1.0
             fused[key] = fused.get(key, 0.0) + weight * scaled
     return _best_first(fused)
+
+
+def _source(metadata: Mapping[str, object]) -> str | None:
+    """Where a text comes from, a path and its name being one."""
+    given = (metadata.get(key) for key in _SOURCE_KEYS)
+    return next((str(source) for source in given if source not in (None, "")), None)
 
 
 def _weighted(rankings: Sequence[Ranking], weights: Sequence[float] | None) -> list[tuple[Ranking, float]]:

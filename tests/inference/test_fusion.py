@@ -1,10 +1,17 @@
 """Fusion against the formulas written out."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
+from bge_integrations.inference.fusion import (
+    Identity,
+    reciprocal_rank_fusion,
+    relative_score_fusion,
+    without_duplicates,
+)
 
 KEYS = "abcdefgh"
 RANKINGS = st.lists(st.lists(st.sampled_from(KEYS), unique=True), max_size=4)
@@ -73,3 +80,46 @@ def test_weights_that_do_not_fit_are_refused(weights):
         reciprocal_rank_fusion([["a"], ["b"]], weights)
     with pytest.raises(ValueError, match="2 rankings"):
         relative_score_fusion([[("a", 1.0)], []], weights)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (Identity("1", "text", {}), Identity("1", "other text", {}), True),
+        (Identity("1", "text", {"source": "a"}), Identity("1", "text", {"source": "b"}), True),
+        (Identity("1", "text", {}), Identity("2", "text", {}), True),
+        (Identity("1", "text", {"source": "a"}), Identity("2", "text", {"source": "a", "page": 4}), True),
+        (Identity("1", "text", {"source": "a"}), Identity("2", "text", {"source": "b"}), False),
+        (Identity("1", "text", {"source": "a"}), Identity("2", "text", {}), False),
+        (Identity(None, "text", {"source": "a"}), Identity("1", "text", {"source": "a"}), True),
+        (Identity("1", "text", {"source": "a"}), Identity(None, "text", {"source": "a"}), True),
+        (Identity(None, "text", {"source": "a"}), Identity("1", "text", {"source": "b"}), False),
+        (Identity(None, "text", {}), Identity(None, "text", {}), True),
+        (Identity(None, "text", {}), Identity(None, "Text", {}), False),
+        (Identity(None, "text", {"source": Path("a")}), Identity(None, "text", {"source": "a"}), True),
+        (Identity(None, "text", {"source": ["a", "list"]}), Identity(None, "text", {"source": ["a", "list"]}), True),
+        (Identity(None, "text", {"source": None}), Identity(None, "text", {"source": "None"}), False),
+        (Identity(None, "text", {"source": ""}), Identity(None, "text", {}), True),
+        (Identity(None, "text", {"source": 0}), Identity(None, "text", {"source": 1}), False),
+        (Identity("1", "text", {"file_path": "a"}), Identity("2", "text", {"file_path": "a"}), True),
+        (Identity("1", "text", {"file_path": "a"}), Identity("2", "text", {"file_path": "b"}), False),
+        (Identity("1", "text", {"source": "a", "file_path": "x"}), Identity("2", "text", {"source": "a"}), True),
+        (Identity("1", "", {}), Identity("2", "", {}), False),
+        (Identity("1", "", {}), Identity("1", "", {}), True),
+        (Identity(None, "", {}), Identity(None, "", {}), True),
+        (Identity("text", "", {}), Identity(None, "text", {}), False),
+    ],
+)
+def test_what_is_the_same_document(first, second, same):
+    for one, other in ((first, second), (second, first)):
+        assert without_duplicates([one, other], lambda hit: hit) == ([one] if same else [one, other])
+
+
+def test_the_first_of_each_stays_in_order():
+    hits = [
+        Identity("1", "b", {}), Identity("2", "a", {}), Identity("1", "c", {}), Identity("3", "b", {}),
+        Identity("4", "c", {}),
+    ]  # fmt: skip
+    # the third is dropped for its id, so its text is still missing when the fifth brings it
+    assert without_duplicates(iter(hits), lambda hit: hit) == [hits[0], hits[1], hits[4]]
+    assert without_duplicates([], lambda hit: hit) == []
