@@ -1,10 +1,11 @@
 """What the embedding model and the reranker share: the core's arguments, strict keywords, dumps that load again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from inspect import signature
+from inspect import signature, unwrap
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 from llama_index.core.bridge.pydantic import (
     BeforeValidator,
@@ -15,16 +16,34 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.schema import BaseComponent
+from pydantic.json_schema import SkipJsonSchema
 
 from bge_integrations.runtime.cache import ModelCache
 
 _FOLDER_STATE = "folder_state"
+_MODEL_NAMES = ("model", "model_name")
+_MASK = str(SecretStr("a token"))
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _torch_name(value: object) -> object:
     """`torch.float16` and `torch.device("cuda:0")` as the strings "float16" and "cuda:0"."""
     return str(value).removeprefix("torch.") if type(value).__module__.split(".")[0] == "torch" else value
 
+
+def _path_name(value: object) -> object:
+    return fspath(value) if isinstance(value, PathLike) else value
+
+
+def _unmasked(token: object) -> object:
+    """The token, or None for the asterisks that a dump may show in its place."""
+    shown = token.get_secret_value() if isinstance(token, SecretStr) else token
+    return None if shown == _MASK else token
+
+
+PathName = Annotated[str, BeforeValidator(_path_name)]
+"""A path or an id; a `Path` is taken too."""
 
 TorchName = Annotated[str | None, BeforeValidator(_torch_name)]
 """The name of a torch device or dtype; torch's own objects are taken too."""
@@ -33,8 +52,9 @@ TorchName = Annotated[str | None, BeforeValidator(_torch_name)]
 class BgeComponent(BaseComponent):
     """A component in front of one object of the core.
 
-    Unknown keywords are refused, yet the class accepts its own `model_dump()` and `to_dict()`. What decides the results
-    is in these; the live objects (caches, callbacks) and the token are not.
+    The model is the first argument, or `model=`, or `model_name=`: LlamaIndex's own classes know both names. Unknown
+    keywords are refused, yet the class accepts its own `model_dump()` and `to_dict()`. What decides the results is in
+    these; the live objects (caches, callbacks) and the token are not.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -57,11 +77,11 @@ class BgeComponent(BaseComponent):
     """Most tokens of one forward pass."""
     like: str | None = None
     """Catalogue id whose facts a fine-tune takes."""
-    cache: ModelCache | None = Field(default=None, exclude=True, repr=False)
+    cache: SkipJsonSchema[ModelCache | None] = Field(default=None, exclude=True, repr=False)
     """Where the weights live; None = the process-wide cache."""
-    cache_folder: str | None = None
+    cache_folder: PathName | None = None
     """Where files from the hub are kept; None = the hub client's own folder."""
-    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    token: Annotated[SecretStr | None, BeforeValidator(_unmasked)] = Field(default=None, exclude=True, repr=False)
     """Access token for the hub."""
     local_files_only: bool = False
     """Use no network, only files that are already here."""
@@ -74,17 +94,19 @@ class BgeComponent(BaseComponent):
 
     if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
 
-        def __init__(self, **data: Any) -> None:
-            super().__init__(**data)
+        def __init__(self, *positional: Any, **data: Any) -> None:
+            super().__init__(**_with_one_model(data, self._model_field, *positional))
             self._core()  # not in a validator: pydantic would turn the core's errors into its own
 
     @model_validator(mode="before")
     @classmethod
-    def _without_class_name(cls, data: Any) -> Any:
-        """Take out the class's name, which the framework writes into every dump."""
-        if isinstance(data, Mapping) and data.get("class_name") == cls.class_name():
-            return {key: value for key, value in data.items() if key != "class_name"}
-        return data
+    def _read(cls, data: Any) -> Any:
+        """Take out the class's name, which the framework writes into every dump, and read the model's by either."""
+        if not isinstance(data, Mapping):
+            return data
+        if data.get("class_name") == cls.class_name():
+            data = {key: value for key, value in data.items() if key != "class_name"}
+        return _with_one_model(data, cls._model_field)
 
     def _core(self) -> Any:
         """The core object for the fields as they are now; it is kept until one of them changes."""
@@ -100,7 +122,7 @@ class BgeComponent(BaseComponent):
 class BgeEmbeddingComponent(BgeComponent):
     """What embedding models share besides: the model's name and what goes before documents."""
 
-    model_name: str
+    model_name: PathName
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     document_instruction: str = ""
     """Text before every document."""
@@ -123,3 +145,21 @@ class BgeEmbeddingComponent(BgeComponent):
 @cache
 def _argument_names(core: type) -> tuple[str, ...]:
     return tuple(signature(core).parameters)[1:]
+
+
+def without_span(method: _Method) -> _Method:
+    """The framework's method as it is written; the framework puts one span round it, and one round an override."""
+    return cast("_Method", unwrap(method))
+
+
+def _with_one_model(data: Mapping[str, Any], field: str, *positional: Any) -> dict[str, Any]:
+    """The arguments with the model under the field's name, by whichever it was given."""
+    if len(positional) > 1:
+        raise TypeError(f"{len(positional)} positional arguments were given; only the model is one.")
+    values = (*positional, *(data.get(name) for name in _MODEL_NAMES))
+    given = [_path_name(value) for value in values if value is not None]
+    if not given:
+        return dict(data)
+    if any(value != given[0] for value in given):
+        raise ValueError(f"The model was given as {' and as '.join(map(repr, given))}: give it once.")
+    return {**{name: value for name, value in data.items() if name not in _MODEL_NAMES}, field: given[0]}

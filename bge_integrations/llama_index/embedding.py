@@ -11,7 +11,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.lists import ato_lists, to_lists
 from bge_integrations.llama_index.batches import in_batches
-from bge_integrations.llama_index.component import BgeEmbeddingComponent
+from bge_integrations.llama_index.component import BgeEmbeddingComponent, without_span
 
 
 class BgeEmbedding(BgeEmbeddingComponent, BaseEmbedding):
@@ -76,27 +76,30 @@ class BgeEmbedding(BgeEmbeddingComponent, BaseEmbedding):
         return await ato_lists(await self.embedder.aencode_documents(texts))
 
     # The framework looks a text up in `embeddings_cache` by the text alone, whichever side it is on. It does so in the
-    # methods below; each runs on a copy of this object that sees only its own role's entries of the store.
+    # methods below; each runs on a copy of this object that sees only its own role's entries of the store. The
+    # framework puts a span round each of them, so what they call is its own method without one.
 
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed one query, with the query instruction."""
-        return BaseEmbedding.get_query_embedding(self._keyed("query"), query)
+        return without_span(BaseEmbedding.get_query_embedding)(self._keyed("query"), query)
 
     async def aget_query_embedding(self, query: str) -> Embedding:
         """Embed one query; as `get_query_embedding`, off the event loop."""
-        return await BaseEmbedding.aget_query_embedding(await self._akeyed("query"), query)
+        return await without_span(BaseEmbedding.aget_query_embedding)(await self._akeyed("query"), query)
 
     def get_text_embedding(self, text: str) -> Embedding:
         """Embed one document."""
-        return BaseEmbedding.get_text_embedding(self._keyed("document"), text)
+        return without_span(BaseEmbedding.get_text_embedding)(self._keyed("document"), text)
 
     async def aget_text_embedding(self, text: str) -> Embedding:
         """Embed one document; as `get_text_embedding`, off the event loop."""
-        return await BaseEmbedding.aget_text_embedding(await self._akeyed("document"), text)
+        return await without_span(BaseEmbedding.aget_text_embedding)(await self._akeyed("document"), text)
 
     def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:
         """Embed documents."""
-        return BaseEmbedding.get_text_embedding_batch(self._keyed("document"), texts, show_progress, **kwargs)
+        return without_span(BaseEmbedding.get_text_embedding_batch)(
+            self._keyed("document"), texts, show_progress, **kwargs
+        )
 
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -108,7 +111,7 @@ class BgeEmbedding(BgeEmbeddingComponent, BaseEmbedding):
         keyed = await self._akeyed("document")
 
         async def embed(batch: list[str]) -> list[Embedding]:
-            return await BaseEmbedding.aget_text_embedding_batch(keyed, batch, **kwargs)
+            return await without_span(BaseEmbedding.aget_text_embedding_batch)(keyed, batch, **kwargs)
 
         return await in_batches(embed, texts, self.embed_batch_size, self.num_workers, show_progress)
 

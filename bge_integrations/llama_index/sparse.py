@@ -9,7 +9,7 @@ from llama_index.core.bridge.pydantic import Field
 from bge_integrations import types
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.llama_index.batches import in_batches
-from bge_integrations.llama_index.component import BgeEmbeddingComponent
+from bge_integrations.llama_index.component import BgeEmbeddingComponent, PathName, without_span
 
 IndicesAndValues = tuple[list[list[int]], list[list[float]]]
 
@@ -44,7 +44,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 
-    model_name: str = "BAAI/bge-m3"
+    model_name: PathName = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     embed_batch_size: int = Field(default=2048, gt=0, le=2048)
     """Texts given to the engine at once; the engine cuts its own batches by tokens."""
@@ -98,7 +98,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
         """Embed documents off the event loop, `num_workers` batches (default 8) of at most 256 texts at a time."""
 
         async def embed(batch: list[str]) -> list[SparseEmbedding]:
-            return await BaseSparseEmbedding.aget_text_embedding_batch(self, batch)
+            return await without_span(BaseSparseEmbedding.aget_text_embedding_batch)(self, batch)
 
         return await in_batches(embed, texts, self.embed_batch_size, self.num_workers, show_progress)
 
