@@ -6,7 +6,8 @@ from typing import ClassVar, Self
 
 from llama_index.core.bridge.pydantic import model_validator
 
-from bge_integrations.embed.m3 import OUTPUTS, BgeM3Embedder, single_scores
+from bge_integrations.embed.m3 import OUTPUTS, SCORED_AT_ONCE, BgeM3Embedder, single_scores
+from bge_integrations.llama_index.component import PathName
 from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
 from bge_integrations.types import M3Embeddings
 
@@ -15,7 +16,8 @@ class BgeM3Rerank(BgeNodePostprocessor):
     """Multi-vector reranking with bge-m3: each token of the query looks for its best token of the node.
 
     Gives new `NodeWithScore` objects round copies of the nodes, best first; what it was given stays as it was. What is
-    scored is what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
+    scored is what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`). However many candidates
+    there are, the vectors of 256 at most are in memory together.
 
     ```python
     reranker = BgeM3Rerank(top_n=5)
@@ -29,7 +31,7 @@ class BgeM3Rerank(BgeNodePostprocessor):
         pydantic.ValidationError: An argument is unknown, of the wrong type or out of its range.
     """
 
-    model: str = "BAAI/bge-m3"
+    model: PathName = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
     """What the scores of dense, sparse and token vectors (`maxsim`) count; the score is their weighted mean. Only
@@ -67,19 +69,28 @@ class BgeM3Rerank(BgeNodePostprocessor):
         return embedder
 
     def _rank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
-        embedder = self.embedder
-        return self._best(embedder.encode_queries([query]), embedder.encode_documents(texts))
+        if not texts:
+            return []
+        queries, scores = self.embedder.encode_queries([query]), list[float]()
+        for passages in self.embedder.iter_documents(texts, SCORED_AT_ONCE):
+            scores += self._scores(queries, passages)
+        return self._best(scores)
 
     async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
-        embedder = self.embedder
-        queries = await embedder.aencode_queries([query])
-        return await asyncio.to_thread(self._best, queries, await embedder.aencode_documents(texts))
+        if not texts:
+            return []
+        queries, scores = await self.embedder.aencode_queries([query]), list[float]()
+        async for passages in self.embedder.aiter_documents(texts, SCORED_AT_ONCE):
+            scores += await asyncio.to_thread(self._scores, queries, passages)
+        return self._best(scores)
 
-    def _best(self, query: M3Embeddings, documents: M3Embeddings) -> list[tuple[int, float]]:
+    def _scores(self, query: M3Embeddings, passages: M3Embeddings) -> list[float]:
+        """The score of each passage with the one query."""
         total = sum(self.weights)
-        scored = []
-        for position in range(len(documents)):
-            scores = single_scores(query, 0, documents, position)
-            weighted = sum(weight * score for weight, score in zip(self.weights, scores, strict=True))
-            scored.append((position, weighted / total))
-        return sorted(scored, key=lambda ranked: -ranked[1])[: self.top_n]
+        singles = [single_scores(query, 0, passages, row) for row in range(len(passages))]
+        return [
+            sum(weight * score for weight, score in zip(self.weights, three, strict=True)) / total for three in singles
+        ]
+
+    def _best(self, scores: list[float]) -> list[tuple[int, float]]:
+        return sorted(enumerate(scores), key=lambda ranked: -ranked[1])[: self.top_n]
