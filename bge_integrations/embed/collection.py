@@ -9,6 +9,8 @@ from bge_integrations.errors import FingerprintMismatchError
 
 HASH_KEY = "bge_integrations:content_hash"
 """The metadata key of a stored document that keeps the hash of its content, where its id is the caller's own."""
+SCORE_KEYS = frozenset({"relevance_score", "retrieval_score"})
+"""The metadata keys of what a search gave back. They belong to the query, so they are no part of a document."""
 
 
 def read_fingerprint(store: object) -> str | None:

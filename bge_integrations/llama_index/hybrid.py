@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.indices.vector_store import VectorIndexRetriever, VectorStoreIndex
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.utils import iter_batch
 from llama_index.core.vector_stores import MetadataFilters
@@ -21,19 +24,21 @@ from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.errors import FingerprintMismatchError
 from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
 from bge_integrations.llama_index.embedding import BgeEmbedding
+from bge_integrations.llama_index.nodes import distinct
 from bge_integrations.types import M3Embeddings
 
 _INSERT_BATCH = 2048
 """Nodes embedded and written at a time."""
 
 logger = logging.getLogger(__name__)
+_dispatcher = get_dispatcher(__name__)
 
 
 class HybridRetriever(BaseRetriever):
     """Retrieves by meaning and by words at once: dense vectors from an index's store, sparse ones from a `SparseIndex`.
 
     Both come from one run of the model, for a query as for each node that `insert_nodes` adds. The score of a node is
-    the fused one.
+    the fused one. Of nodes with one text from one source, the best comes back.
 
     ```python
     index = VectorStoreIndex.from_vector_store(store, embed_model=BgeEmbedding(model_name="BAAI/bge-m3"))
@@ -56,7 +61,7 @@ class HybridRetriever(BaseRetriever):
         weights: What the dense and the sparse side count.
         filters: Metadata that nodes must have: not nested. The store applies them to all its nodes; on the sparse side
             those of the `fetch_k` best that don't match are dropped, so for filters that few nodes match raise it.
-        callback_manager: The framework's observers.
+        callback_manager: The framework's observers, of the retrieval and of the embedding of its query.
 
     Raises:
         TypeError: `embedder` is not a `BgeM3Embedder`.
@@ -124,18 +129,36 @@ class HybridRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._is_checked:
             self._check_models()
-        embeddings = self.embedder.encode_queries(_queries(query_bundle))
+        with self._embedding_reported(_queries(query_bundle)) as vectors:
+            embeddings = self.embedder.encode_queries(_queries(query_bundle))
+            vectors.extend(_lists(embeddings))
         dense = self._dense_side()._retrieve(_with_vector(query_bundle, embeddings))  # noqa: SLF001
         sparse = self._search_sparse(embeddings)
         return self._fused(dense, sparse, self._read(_missing(dense, sparse)))
 
+    @_dispatcher.span
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._is_checked:
             await asyncio.to_thread(self._check_models)
-        embeddings = await self.embedder.aencode_queries(_queries(query_bundle))
+        with self._embedding_reported(_queries(query_bundle)) as vectors:
+            embeddings = await self.embedder.aencode_queries(_queries(query_bundle))
+            vectors.extend(_lists(embeddings))
         dense = await self._dense_side()._aretrieve(_with_vector(query_bundle, embeddings))  # noqa: SLF001
         sparse = await asyncio.to_thread(self._search_sparse, embeddings)
         return self._fused(dense, sparse, await self._aread(_missing(dense, sparse)))
+
+    @contextmanager
+    def _embedding_reported(self, texts: list[str]) -> Iterator[list[list[float]]]:
+        """Tell the framework's observers what is embedded, as an embedding model does; yields the list to fill."""
+        vectors: list[list[float]] = []
+        model = {"class_name": type(self.embedder).__name__, "model_name": self.embedder.model}
+        _dispatcher.event(EmbeddingStartEvent(model_dict=model))
+        try:
+            with self.callback_manager.event(CBEventType.EMBEDDING, {EventPayload.SERIALIZED: model}) as event:
+                yield vectors
+                event.on_end(payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors})
+        finally:
+            _dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors))
 
     def _dense_side(self) -> VectorIndexRetriever:
         """Made for each query, as it holds the ids of the nodes that the index has when it is made.
@@ -160,8 +183,8 @@ class HybridRetriever(BaseRetriever):
             fused = reciprocal_rank_fusion(rankings, self.weights)
         else:
             fused = relative_score_fusion([self._with_scores(dense), known], self.weights)
-        best = list(fused.items())[: self.similarity_top_k]
-        return [NodeWithScore(node=nodes[node_id], score=score) for node_id, score in best]
+        best = [NodeWithScore(node=nodes[node_id], score=score) for node_id, score in fused.items()]
+        return distinct(best)[: self.similarity_top_k]
 
     def _fits(self, node: BaseNode) -> bool:
         """Whether the filters let a node pass, by what a store would keep of it."""
@@ -252,6 +275,10 @@ def _with_vector(query: QueryBundle, embeddings: M3Embeddings) -> QueryBundle:
     texts = _queries(query)
     rows = [texts.index(text) for text in query.embedding_strs] or [0]
     return QueryBundle(query.query_str, embedding=embeddings.dense[rows].mean(axis=0).tolist())
+
+
+def _lists(embeddings: M3Embeddings) -> list[list[float]]:
+    return [] if embeddings.dense is None else to_lists(embeddings.dense)
 
 
 def _missing(dense: list[NodeWithScore], sparse: list[tuple[str, float]]) -> list[str]:

@@ -1,9 +1,7 @@
 """What the node postprocessors share: copies, scores, thresholds, events."""
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 from llama_index.core.bridge.pydantic import Field
@@ -14,9 +12,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.llama_index.component import BgeComponent
-
-_RETRIEVAL_SCORE = "retrieval_score"
+from bge_integrations.llama_index.component import BgeComponent, PathName
+from bge_integrations.llama_index.nodes import copied, with_retrieval_score
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -28,22 +25,26 @@ class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
     what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
     """
 
-    model: str
+    model: PathName
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     top_n: int | None = Field(default=3, ge=1)
     """How many nodes to keep; None = all."""
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     """Nodes that score below it are dropped; None = none are."""
     keep_retrieval_score: bool = True
-    """Keep the score that a node came with as `retrieval_score` in its metadata."""
+    """Keep the score that a node came with as `retrieval_score` in its metadata, through later rerankings too. The
+    node's `hash` stays what it was."""
 
-    @abstractmethod
     def _rank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
-        """Position and score of the `top_n` best texts, best first."""
+        """Position and score of the `top_n` best texts, best first.
 
-    @abstractmethod
+        Not an abstract method: the framework would put a span round each.
+        """
+        raise NotImplementedError
+
     async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
         """As `_rank`, off the event loop."""
+        raise NotImplementedError
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -53,6 +54,7 @@ class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
             best.extend(self._ranked(nodes, self._rank(query, _texts(nodes))))
         return best
 
+    @_dispatcher.span
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
@@ -88,22 +90,9 @@ class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
         ]
 
     def _copied(self, found: NodeWithScore) -> BaseNode:
-        """A copy of the node; the metadata key that it gains is hidden from embedding models and LLMs."""
-        original = found.node
-        node = original.model_copy(
-            update={
-                "metadata": deepcopy(original.metadata),
-                "relationships": dict(original.relationships),
-                "excluded_embed_metadata_keys": list(original.excluded_embed_metadata_keys),
-                "excluded_llm_metadata_keys": list(original.excluded_llm_metadata_keys),
-            }
-        )
         if self.keep_retrieval_score and found.score is not None:
-            node.metadata[_RETRIEVAL_SCORE] = float(found.score)
-            for hidden_keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
-                if _RETRIEVAL_SCORE not in hidden_keys:
-                    hidden_keys.append(_RETRIEVAL_SCORE)
-        return node
+            return with_retrieval_score(found.node, found.score)
+        return copied(found.node)
 
 
 def _query_of(query_bundle: QueryBundle | None) -> str:

@@ -3,19 +3,24 @@
 import asyncio
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.vector_store import VectorIndexRetriever, VectorStoreIndex
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from bge_integrations.embed.collection import check_fingerprint, read_fingerprint
 from bge_integrations.llama_index.embedding import BgeEmbedding
-from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
+from bge_integrations.llama_index.nodes import distinct
 
 _FETCH_K = 50
+
+_dispatcher = get_dispatcher(__name__)
 
 
 class RerankingRetriever(BaseRetriever):
@@ -32,23 +37,26 @@ class RerankingRetriever(BaseRetriever):
     Args:
         index: Where candidates come from; or give one of the next two.
         vector_store: A filled vector store, queried with `Settings.embed_model`, as the framework does for a bare one.
-        retriever: A `VectorIndexRetriever` is copied and asked for `fetch_k` of them;
-            any other decides itself how many it gives.
-        reranker: A `BgeRerank` or a `BgeM3Rerank`; scores the candidates.
-        fetch_k: How many candidates to retrieve (default 50).
+        retriever: A `VectorIndexRetriever` gives its own `similarity_top_k`, or on a copy `fetch_k`; any other decides
+            itself how many it gives.
+        reranker: Scores the candidates: a `BgeRerank`, a `BgeM3Rerank` or any other node postprocessor.
+        fetch_k: How many candidates to retrieve (default 50, or what `retriever` says).
         top_n: How many nodes to return; None for what the reranker says.
         filters: Metadata that candidates must have; not with `retriever`.
-        callback_manager: The framework's observers.
+        callback_manager: The framework's observers, of the retrieval and of what it consists of: the search, the
+            embedding of the query, the reranking. None leaves each part its own. A `retriever` that is no
+            `VectorIndexRetriever` keeps its own.
 
     Raises:
-        ValueError: Not exactly one of `index`, `vector_store` and `retriever`; `fetch_k` less than the number of nodes
-            to return; `fetch_k` or `filters` with a retriever that can't take them.
+        TypeError: `reranker` is no node postprocessor.
+        ValueError: Not exactly one of `index`, `vector_store` and `retriever`; fewer candidates than nodes to return;
+            `fetch_k` or `filters` with a retriever that can't take them.
     """
 
     def __init__(
         self,
         *,
-        reranker: BgeNodePostprocessor,
+        reranker: BaseNodePostprocessor,
         index: VectorStoreIndex | None = None,
         vector_store: BasePydanticVectorStore | None = None,
         retriever: BaseRetriever | None = None,
@@ -58,33 +66,34 @@ class RerankingRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager=callback_manager)
-        if not isinstance(reranker, BgeNodePostprocessor):
-            raise TypeError(f"reranker must be a BgeRerank or a BgeM3Rerank, not {type(reranker).__name__}.")
-        if top_n is not None:
-            if top_n < 1:
-                raise ValueError(f"top_n={top_n}: it must be at least 1.")
-            reranker = reranker.model_copy(update={"top_n": top_n})
-        self.reranker = reranker
+        if not isinstance(reranker, BaseNodePostprocessor):
+            raise TypeError(f"reranker must be a node postprocessor such as BgeRerank, not {type(reranker).__name__}.")
         sources = [source for source in (index, vector_store, retriever) if source is not None]
         if len(sources) != 1:
             raise ValueError("Pass exactly one of index=, vector_store= and retriever=.")
+        self.top_n = top_n
+        self.reranker = _told(reranker, top_n, callback_manager)
         self.candidates = _candidates(sources[0], fetch_k, filters)
         self._collection_is_checked = False
         if isinstance(self.candidates, VectorIndexRetriever):
-            _check_fetch_k(self.candidates.similarity_top_k, reranker.top_n)
+            keeps_its_own = retriever is not None and fetch_k is None
+            _check_top_n(top_n if keeps_its_own else getattr(self.reranker, "top_n", top_n), self.candidates)
+            if callback_manager is not None:
+                _observe(self.candidates, callback_manager)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         self._check_collection()
         query = replace(query_bundle)
         found = self.candidates.retrieve(query)
-        return self.reranker.postprocess_nodes(_without_duplicates(found), query)
+        return self.reranker.postprocess_nodes(distinct(found), query)[: self.top_n]
 
+    @_dispatcher.span
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._collection_is_checked:
             await asyncio.to_thread(self._check_collection)
         query = replace(query_bundle)
         found = await self.candidates.aretrieve(query)
-        return await self.reranker.apostprocess_nodes(_without_duplicates(found), query)
+        return (await self.reranker.apostprocess_nodes(distinct(found), query))[: self.top_n]
 
     def _check_collection(self) -> None:
         """Compare fingerprints, once; the model's own is worked out from its weights, so only where it is needed."""
@@ -113,7 +122,7 @@ def _candidates(
         )
     if isinstance(source, VectorIndexRetriever):
         own = copy(source)
-        own.similarity_top_k = _FETCH_K if fetch_k is None else fetch_k
+        own.similarity_top_k = source.similarity_top_k if fetch_k is None else fetch_k
         return own
     if fetch_k is not None:
         raise ValueError(
@@ -123,27 +132,29 @@ def _candidates(
     return source
 
 
-def _check_fetch_k(fetch_k: int, top_n: int | None) -> None:
+def _told(
+    reranker: BaseNodePostprocessor, top_n: int | None, callback_manager: CallbackManager | None
+) -> BaseNodePostprocessor:
+    """The reranker, or a copy that knows what this retriever was told."""
+    if top_n is not None and top_n < 1:
+        raise ValueError(f"top_n={top_n}: it must be at least 1.")
+    told: dict[str, Any] = {} if callback_manager is None else {"callback_manager": callback_manager}
+    if top_n is not None and "top_n" in type(reranker).model_fields:
+        told["top_n"] = top_n
+    return reranker.model_copy(update=told) if told else reranker
+
+
+def _observe(candidates: VectorIndexRetriever, callback_manager: CallbackManager) -> None:
+    """Have a retriever of ours, and a copy of its embedding model, report to the observers too."""
+    candidates.callback_manager = callback_manager
+    embed_model = candidates._embed_model  # noqa: SLF001 - it has no public name
+    candidates._embed_model = embed_model.model_copy(update={"callback_manager": callback_manager})  # noqa: SLF001
+
+
+def _check_top_n(top_n: int | None, candidates: VectorIndexRetriever) -> None:
+    fetch_k = candidates.similarity_top_k
     if fetch_k < (top_n or 1):
-        raise ValueError(f"fetch_k={fetch_k} candidates are fewer than top_n={top_n} nodes to return.")
-
-
-def _without_duplicates(found: list[NodeWithScore]) -> list[NodeWithScore]:
-    """The first of each group of nodes with one id, or with one text and source."""
-    seen: set[object] = set()
-    unique = []
-    for candidate in found:
-        node = candidate.node
-        keys: set[object] = {node.node_id}
-        text = node.get_content(metadata_mode=MetadataMode.NONE)
-        if text:
-            keys.add((text, _source(node)))
-        if seen.isdisjoint(keys):
-            unique.append(candidate)
-        seen |= keys
-    return unique
-
-
-def _source(node: BaseNode) -> str | None:
-    source = node.metadata.get("source") or node.metadata.get("file_path") or node.ref_doc_id
-    return None if source is None else str(source)
+        raise ValueError(
+            f"fetch_k={fetch_k} candidates are fewer than top_n={top_n} nodes to return. Raise fetch_k, or the "
+            "similarity_top_k of the retriever that was given, or lower top_n."
+        )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bge_integrations.embed.collection import HASH_KEY
+from bge_integrations.embed.collection import HASH_KEY, SCORE_KEYS
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -54,8 +54,8 @@ def content_hash(*content: object) -> str:
 
 
 def hashable_metadata(metadata: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Leave out the hash that was kept before."""
-    return {key: value for key, value in metadata.items() if key != HASH_KEY}
+    """Leave out what is no part of the document: the hash that was kept before, and the scores of a search."""
+    return {key: value for key, value in metadata.items() if key != HASH_KEY and key not in SCORE_KEYS}
 
 
 def is_ours(document_id: str, metadata: Mapping[str, Any]) -> bool:

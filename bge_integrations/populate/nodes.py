@@ -128,7 +128,8 @@ def _without_hash(node: BaseNode) -> BaseNode:
     if HASH_KEY not in node.metadata:
         return node
     hidden = {name: [key for key in getattr(node, name) if key != HASH_KEY] for name in _HIDING}
-    return node.model_copy(update={"metadata": hashable_metadata(node.metadata), **hidden})
+    metadata = {key: value for key, value in node.metadata.items() if key != HASH_KEY}
+    return node.model_copy(update={"metadata": metadata, **hidden})
 
 
 def _renamed(node: BaseNode, own: Mapping[str, str], around: Mapping[str, str]) -> BaseNode:

@@ -1,7 +1,9 @@
 """What several tests of LlamaIndex's classes use."""
 
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.schema import NodeWithScore, QueryBundle
 
 TEXTS = [
     "The giant panda is a bear that lives in the mountains of central China.",
@@ -24,3 +26,14 @@ class Recorder(BaseEventHandler):
 
     def rerank_names(self) -> list[str]:
         return [event.class_name() for event in self.events if "ReRank" in event.class_name()]
+
+
+class ListRetriever(BaseRetriever):
+    """Gives what it was made with."""
+
+    def __init__(self, nodes: list[NodeWithScore]) -> None:
+        self.nodes = nodes
+        super().__init__()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self.nodes

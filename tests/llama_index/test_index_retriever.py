@@ -6,14 +6,14 @@ import chromadb
 import pytest
 import tiny
 from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
-from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.llms import MockLLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import VectorIndexRetriever
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import ExactMatchFilter, MetadataFilters
 from llama_index.vector_stores.chroma import ChromaVectorStore
-from llama_index_samples import TEXTS
+from llama_index_samples import TEXTS, ListRetriever
 
 from bge_integrations import FingerprintMismatchError, ModelCache
 from bge_integrations.embed.collection import write_fingerprint
@@ -21,17 +21,6 @@ from bge_integrations.llama_index import BgeEmbedding, BgeRerank, RerankingRetri
 
 QUERY = "where do pandas live?"
 EVEN = MetadataFilters(filters=[ExactMatchFilter(key="parity", value=0)])
-
-
-class ListRetriever(BaseRetriever):
-    """Gives what it was made with."""
-
-    def __init__(self, nodes: list[NodeWithScore]) -> None:
-        self.nodes = nodes
-        super().__init__()
-
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self.nodes
 
 
 @pytest.fixture
@@ -95,7 +84,7 @@ def test_top_n_wins_over_the_rerankers(index: VectorStoreIndex, reranker: BgeRer
 
 
 def test_filters_pass_through(index: VectorStoreIndex, reranker: BgeRerank) -> None:
-    own = index.as_retriever(filters=EVEN)
+    own = index.as_retriever(similarity_top_k=6, filters=EVEN)
     for retriever in (
         RerankingRetriever(index=index, reranker=reranker, top_n=6, filters=EVEN),
         RerankingRetriever(retriever=own, reranker=reranker, top_n=6),
@@ -103,11 +92,32 @@ def test_filters_pass_through(index: VectorStoreIndex, reranker: BgeRerank) -> N
         assert {node.node.metadata["parity"] for node in retriever.retrieve(QUERY)} == {0}
 
 
-def test_a_vector_retriever_is_asked_for_fetch_k_on_a_copy(index: VectorStoreIndex, reranker: BgeRerank) -> None:
-    own = VectorIndexRetriever(index, similarity_top_k=1)
-    assert len(RerankingRetriever(retriever=own, reranker=reranker, fetch_k=4, top_n=4).retrieve(QUERY)) == 4
-    assert len(RerankingRetriever(retriever=own, reranker=reranker, top_n=6).retrieve(QUERY)) == 6
-    assert own.similarity_top_k == 1
+async def test_a_vector_retriever_keeps_its_own_number_unless_fetch_k_is_given(
+    index: VectorStoreIndex, reranker: BgeRerank
+) -> None:
+    own = VectorIndexRetriever(index, similarity_top_k=2)
+    assert reranker.top_n == 3
+    for given, count in (({}, 2), ({"top_n": 1}, 1), ({"fetch_k": 4, "top_n": 4}, 4), ({"fetch_k": 5}, 3)):
+        retriever = RerankingRetriever(retriever=own, reranker=reranker, **given)
+        assert len(retriever.retrieve(QUERY)) == len(await retriever.aretrieve(QUERY)) == count
+    with pytest.raises(ValueError, match="similarity_top_k"):
+        RerankingRetriever(retriever=own, reranker=reranker, top_n=3)
+    with pytest.raises(ValueError, match="fetch_k=2"):
+        RerankingRetriever(retriever=own, reranker=reranker, fetch_k=2)
+    assert own.similarity_top_k == 2
+
+
+@pytest.mark.parametrize("top_n", [None, 2])
+async def test_any_node_postprocessor_reranks(nodes: list[NodeWithScore], top_n: int | None) -> None:
+    class Backwards(BaseNodePostprocessor):
+        def _postprocess_nodes(
+            self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+        ) -> list[NodeWithScore]:
+            return nodes[::-1]
+
+    retriever = RerankingRetriever(retriever=ListRetriever(nodes), reranker=Backwards(), top_n=top_n)
+    assert ids(retriever.retrieve(QUERY)) == ids(nodes)[::-1][:top_n]
+    assert ids(await retriever.aretrieve(QUERY)) == ids(nodes)[::-1][:top_n]
 
 
 def test_another_retriever_decides_itself(nodes: list[NodeWithScore], reranker: BgeRerank) -> None:

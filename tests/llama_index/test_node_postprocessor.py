@@ -102,7 +102,8 @@ def test_reranking_twice_scores_the_same_text(reranker: BgeRerank, nodes: list[N
     once = reranker.postprocess_nodes(nodes, query_str=QUERY)
     twice = reranker.postprocess_nodes(once, query_str=QUERY)
     assert [node.score for node in twice] == pytest.approx([node.score for node in once], abs=1e-6)
-    assert [node.node.metadata["retrieval_score"] for node in twice] == [node.score for node in once]
+    first = {node.node_id: node.score for node in nodes}
+    assert [node.node.metadata["retrieval_score"] for node in twice] == [first[node.node_id] for node in twice]
     assert twice[0].node.excluded_llm_metadata_keys == ["retrieval_score"]
 
 
@@ -130,7 +131,8 @@ def test_every_kind_of_node_keeps_its_kind(reranker: BgeRerank) -> None:
         TextNode(text="b"),
     ]
     ranked = reranker.postprocess_nodes([NodeWithScore(node=node, score=0.0) for node in given_nodes], query_str=QUERY)
-    assert {type(node.node) for node in ranked} == {Document, IndexNode, TextNode}
+    assert {node.node.class_name() for node in ranked} == {"Document", "IndexNode", "TextNode"}
+    assert all(isinstance(node.node, type(given)) for node in ranked for given in given_nodes if given.id_ == node.id_)
 
 
 def test_thresholds(reranker: BgeRerank, nodes: list[NodeWithScore]) -> None:

@@ -1,0 +1,83 @@
+"""What is done with found nodes: a score belongs to the query, so it changes nothing of what a node is."""
+
+from copy import deepcopy
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, NodeWithScore
+
+from bge_integrations.embed.collection import SCORE_KEYS
+from bge_integrations.inference.fusion import Identity, without_duplicates
+
+RETRIEVAL_SCORE = "retrieval_score"
+_HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+
+
+def distinct(found: list[NodeWithScore]) -> list[NodeWithScore]:
+    """The first of each group of nodes with one id, or with one text and source."""
+    return without_duplicates(found, lambda hit: _identity(hit.node))
+
+
+def copied(node: BaseNode) -> BaseNode:
+    """A copy that shares neither metadata nor lists with the node."""
+    return node.model_copy(
+        update={
+            "metadata": deepcopy(node.metadata),
+            "relationships": dict(node.relationships),
+            **{name: list(getattr(node, name)) for name in _HIDING},
+        }
+    )
+
+
+def with_retrieval_score(node: BaseNode, score: float) -> BaseNode:
+    """A copy with the score in its metadata, hidden from embedding models and LLMs, and with the node's own `hash`.
+
+    The first score stays: what a later reranking is given is the score of an earlier one.
+    """
+    copy = copied(node)
+    if isinstance(copy, _Scored):
+        return copy
+    copy.metadata[RETRIEVAL_SCORE] = float(score)
+    for name in _HIDING:
+        if RETRIEVAL_SCORE not in getattr(copy, name):
+            getattr(copy, name).append(RETRIEVAL_SCORE)
+    object.__setattr__(copy, "__class__", _scored(type(node)))
+    return copy
+
+
+def _identity(node: BaseNode) -> Identity:
+    """What tells nodes apart; those that stand for more than their text, an image or an index, by their ids alone."""
+    text = "" if isinstance(node, IndexNode | ImageNode) else node.get_content(metadata_mode=MetadataMode.NONE)
+    return Identity(node.node_id, text, node.metadata)
+
+
+class _Scored:
+    """Makes a class of nodes one whose `hash` leaves scores out: docstores and fusions tell nodes apart by it."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # the class that it is mixed into has the rest
+
+        @property
+        def hash(self) -> str:
+            own = {key: value for key, value in self.metadata.items() if key not in SCORE_KEYS}
+            return super(_Scored, self.model_copy(update={"metadata": own})).hash
+
+        def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+            kind = next(base for base in type(self).__bases__ if base is not _Scored)
+            return _blank, (kind,), self.__getstate__()
+
+
+@cache
+def _scored(kind: type[BaseNode]) -> type[BaseNode]:
+    """The class of nodes like these that carry scores; it goes by the same name, as stores and dumps do."""
+    names = ("__module__", "__qualname__", "__doc__")
+    metaclass: Any = type(kind)
+    scored: type[BaseNode] = metaclass(kind.__name__, (_Scored, kind), {name: getattr(kind, name) for name in names})
+    return scored
+
+
+def _blank(kind: type[BaseNode]) -> BaseNode:
+    """What unpickling fills."""
+    scored = _scored(kind)
+    return scored.__new__(scored)
