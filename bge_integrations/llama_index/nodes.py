@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, NodeWithScore
 
-from bge_integrations.embed.collection import SCORE_KEYS
 from bge_integrations.inference.fusion import Identity, without_duplicates
 
 RETRIEVAL_SCORE = "retrieval_score"
@@ -32,10 +31,12 @@ def copied(node: BaseNode) -> BaseNode:
 def with_retrieval_score(node: BaseNode, score: float) -> BaseNode:
     """A copy with the score in its metadata, hidden from embedding models and LLMs, and with the node's own `hash`.
 
-    The first score stays: what a later reranking is given is the score of an earlier one.
+    The first score stays: what a later reranking is given is the score of an earlier one. A key of that name that the
+    node does not hide is somebody else's, and stays too.
     """
     copy = copied(node)
-    if isinstance(copy, _Scored):
+    before = copy.metadata.get(RETRIEVAL_SCORE)  # hidden, it was stored after an earlier search
+    if isinstance(copy, _Scored) or (before is not None and RETRIEVAL_SCORE not in copy.excluded_embed_metadata_keys):
         return copy
     copy.metadata[RETRIEVAL_SCORE] = float(score)
     for name in _HIDING:
@@ -52,7 +53,7 @@ def _identity(node: BaseNode) -> Identity:
 
 
 class _Scored:
-    """Makes a class of nodes one whose `hash` leaves scores out: docstores and fusions tell nodes apart by it."""
+    """Makes a class of nodes one whose `hash` leaves the score out: docstores and fusions tell nodes apart by it."""
 
     __slots__ = ()
 
@@ -60,7 +61,7 @@ class _Scored:
 
         @property
         def hash(self) -> str:
-            own = {key: value for key, value in self.metadata.items() if key not in SCORE_KEYS}
+            own = {key: value for key, value in self.metadata.items() if key != RETRIEVAL_SCORE}
             return super(_Scored, self.model_copy(update={"metadata": own})).hash
 
         def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:

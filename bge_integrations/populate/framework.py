@@ -55,7 +55,10 @@ class LangChain:
         return documents
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a document its identity: its own id, else the hash of text and metadata, the source among them."""
+        """Give a document its identity: its own id, else the hash of text and metadata, the source among them.
+
+        A document that a search gave back has that hash as its id.
+        """
         text = getattr(document, "page_content", None)
         if not isinstance(text, str):
             raise TypeError(f"Document {position} is {document!r:.80}; it needs a page_content, a str, and metadata.")
@@ -66,7 +69,7 @@ class LangChain:
         except TypeError as error:
             raise unhashable(position, error) from error
         source = self.source_of(document)
-        if document.id is None:
+        if document.id in (None, digest):
             return Entry(digest, document, text, source, None, position)
         kept = document.model_copy(update={"metadata": {**document.metadata, HASH_KEY: digest}})
         return Entry(document.id, kept, text, source, digest, position)

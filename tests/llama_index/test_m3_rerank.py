@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from bge_integrations import BgeM3Embedder, ModelCache, UnknownModelError, UnsupportedModelError, WrongKindError
 from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index import BgeM3Rerank
+from bge_integrations.types import M3Embeddings
 
 QUERY = "where do pandas live?"
 
@@ -48,6 +49,24 @@ async def test_scores_and_order_are_the_cores(
     assert weighted.outputs == tuple(
         name for name, weight in zip(("dense", "sparse", "colbert"), weights, strict=True) if weight
     )
+
+
+async def test_many_nodes_are_scored_a_few_at_a_time(reranker: BgeM3Rerank) -> None:
+    at_once: list[int] = []
+
+    class Watched(BgeM3Rerank):
+        def _scores(self, query: M3Embeddings, passages: M3Embeddings) -> list[float]:
+            at_once.append(len(passages))
+            return super()._scores(query, passages)
+
+    many = [NodeWithScore(node=TextNode(id_=str(number), text=f"number {number % 300}")) for number in range(600)]
+    watched = Watched(**reranker.to_dict() | {"class_name": "BgeM3Rerank", "top_n": None}, cache=reranker.cache)
+    ranked = watched.postprocess_nodes(many, query_str=QUERY)
+    assert at_once == [256, 256, 88]
+    assert len(await watched.apostprocess_nodes(many, query_str=QUERY)) == len(ranked) == 600
+    assert at_once == [256, 256, 88] * 2
+    scores = {node.node_id: node.score for node in ranked}
+    assert all(scores[str(n)] == pytest.approx(scores[str(n + 300)], abs=1e-5) for n in range(300))
 
 
 def test_top_n_and_threshold(reranker: BgeM3Rerank, nodes: list[NodeWithScore]) -> None:

@@ -73,10 +73,14 @@ def test_the_first_score_stays_through_rerankings(reranker: BgeRerank, nodes: li
         assert [node.metadata["retrieval_score"] for node in nodes] == [first[node.node_id] for node in nodes]
 
 
-def test_a_score_that_was_stored_is_of_another_query(reranker: BgeRerank) -> None:
-    stored = TextNode(text="a", metadata={"retrieval_score": 0.125})
-    (found,) = reranker.postprocess_nodes([NodeWithScore(node=stored, score=0.5)], query_str=QUERY)
-    assert found.metadata["retrieval_score"] == 0.5
+@pytest.mark.parametrize(("hidden", "kept"), [(["retrieval_score"], 0.5), ([], 0.125)], ids=["stored", "foreign"])
+def test_a_score_of_an_earlier_search_is_replaced_and_a_foreign_key_is_not(
+    reranker: BgeRerank, hidden: list[str], kept: float
+) -> None:
+    node = TextNode(text="a", metadata={"retrieval_score": 0.125}, excluded_embed_metadata_keys=hidden)
+    (found,) = reranker.postprocess_nodes([NodeWithScore(node=node, score=0.5)], query_str=QUERY)
+    assert found.metadata["retrieval_score"] == kept
+    assert found.node.excluded_embed_metadata_keys == hidden
 
 
 @pytest.mark.parametrize("mode", ["reciprocal_rerank", "relative_score", "dist_based_score", "simple"])
@@ -92,7 +96,7 @@ async def test_a_fusion_knows_a_node_again(
         llm=MockLLM(),
         query_gen_prompt="{num_queries}\nbread\n{query}",
         num_queries=queries,
-        similarity_top_k=9,
+        similarity_top_k=5,  # of these the framework then drops those of one id
         mode=mode,
         use_async=False,
     )

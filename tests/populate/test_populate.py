@@ -51,6 +51,16 @@ def counts(report: PopulateReport) -> tuple[int, int, int, int]:
     return report.added, report.updated, report.skipped, report.texts
 
 
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_what_a_search_gave_back_is_unchanged_whatever_its_scores(store: Chroma, with_ids: bool) -> None:
+    given = [document.model_copy(update={"id": f"d{n}" if with_ids else None}) for n, document in enumerate(DOCUMENTS)]
+    populate(store, given)
+    for documents in (given, store.similarity_search("pandas", k=30)):
+        for scores in ({"relevance_score": 0.5}, {"relevance_score": 0.25, "retrieval_score": 1.5}):
+            scored = [one.model_copy(update={"metadata": {**one.metadata, **scores}}) for one in documents]
+            assert counts(populate(store, scored)) == (0, 0, 30, 0)
+
+
 def test_second_run_computes_nothing(store: Chroma, embeddings: BgeEmbeddings, cache: ModelCache) -> None:
     report = populate(store, DOCUMENTS, batch_size=7)
     assert counts(report) == (30, 0, 0, 30)
