@@ -35,14 +35,15 @@ def with_retrieval_score(node: BaseNode, score: float) -> BaseNode:
     node does not hide is somebody else's, and stays too.
     """
     copy = copied(node)
-    before = copy.metadata.get(RETRIEVAL_SCORE)  # hidden, it was stored after an earlier search
-    if isinstance(copy, _Scored) or (before is not None and RETRIEVAL_SCORE not in copy.excluded_embed_metadata_keys):
+    is_scored = isinstance(copy, _Scored)  # a plain node that hides the key was stored after an earlier search
+    if RETRIEVAL_SCORE in copy.metadata and (is_scored or RETRIEVAL_SCORE not in copy.excluded_embed_metadata_keys):
         return copy
     copy.metadata[RETRIEVAL_SCORE] = float(score)
     for name in _HIDING:
         if RETRIEVAL_SCORE not in getattr(copy, name):
             getattr(copy, name).append(RETRIEVAL_SCORE)
-    object.__setattr__(copy, "__class__", _scored(type(node)))
+    if not is_scored:
+        object.__setattr__(copy, "__class__", _scored(type(node)))
     return copy
 
 
