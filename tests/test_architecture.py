@@ -59,7 +59,9 @@ LAWS = {
     "embed": law(f"embed {CORE}", "numpy"),
     "rerank": law(f"rerank {CORE}", "numpy"),
     "langchain": law(
-        f"langchain {FOR_ADAPTERS}", "langchain_core numpy pydantic", "sentence_transformers transformers"
+        f"langchain {FOR_ADAPTERS}",
+        "langchain_core numpy pydantic pydantic_core",
+        "sentence_transformers torch transformers",
     ),
     "langchain.sparse": law(f"langchain {FOR_ADAPTERS}", "langchain_qdrant"),
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),

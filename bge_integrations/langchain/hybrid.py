@@ -4,8 +4,7 @@ import asyncio
 import logging
 import operator
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid4
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -21,9 +20,10 @@ from bge_integrations.embed.places import find_chroma_collection
 from bge_integrations.embed.replay import Replay, replaying
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.errors import FingerprintMismatchError
-from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
-from bge_integrations.langchain.fields import Weight
-from bge_integrations.langchain.rerank import texts_of, with_metadata
+from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion, without_duplicates
+from bge_integrations.langchain.documents import identity_of, texts_of, with_scores
+from bge_integrations.langchain.fields import Live, Weight
+from bge_integrations.langchain.search import searches
 from bge_integrations.types import M3Embeddings
 
 _LOGGER = logging.getLogger(__name__)
@@ -38,8 +38,11 @@ class HybridRetriever(BaseRetriever):
     `sparse_index=`) puts into both places. The dense search is the store's own, by the vector that is there already.
 
     The documents that come back are copies, best first, with the fused score as the float `retrieval_score` in their
-    metadata. With `search_kwargs`, such as a filter, only what the store's own search gives is a candidate, and the
-    sparse vectors put that in order: this package cannot judge a store's filter. Raise `fetch_k` there.
+    metadata; a copy equals its original. Of documents with the same text from the same source only the best comes.
+
+    A call may bring its own `k` and `fetch_k`, and arguments for the store's search. With these or `search_kwargs`,
+    such as a filter, only what the store's own search gives is a candidate, and the sparse vectors put that in order:
+    this package cannot judge a store's filter. Raise `fetch_k` there.
 
     Qdrant's store belongs in its dense mode here: in its own hybrid mode it would ask the sparse model again.
 
@@ -61,11 +64,11 @@ class HybridRetriever(BaseRetriever):
         FingerprintMismatchError: At the first call, another model fills or has filled the store or the index.
     """
 
-    vector_store: VectorStore
+    vector_store: Annotated[VectorStore, Live()]
     """Keeps texts and dense vectors, with the embeddings of the same model."""
-    sparse_index: SparseIndex
+    sparse_index: Annotated[SparseIndex, Live()]
     """Keeps the sparse vectors under the same ids."""
-    embedder: BgeM3Embedder
+    embedder: Annotated[BgeM3Embedder, Live()]
     """Gives dense and sparse vectors; its own `outputs` do not matter here."""
     k: int = Field(default=4, ge=1)
     """Documents to give."""
@@ -76,7 +79,8 @@ class HybridRetriever(BaseRetriever):
     weights: tuple[Weight, Weight] = (1.0, 1.0)
     """What the dense and the sparse side count, with either fusion."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for the store's search, such as `filter`."""
+    """More arguments for the store's search, such as `filter`. A `fetch_k` in them is the store's own, where it has
+    one: how many documents it looks at before it filters. Without it, that is enough for `fetch_k` candidates."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -91,7 +95,7 @@ class HybridRetriever(BaseRetriever):
         scores = type(self.vector_store).similarity_search_with_score
         if self.fusion == "weights" and scores is VectorStore.similarity_search_with_score:
             raise ValueError(f'{type(self.vector_store).__name__} gives no scores. Take fusion="rrf".')
-        self._check_k(None)
+        self._checked_numbers(None, None)
         return self
 
     def add_documents(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> list[str]:
@@ -130,27 +134,47 @@ class HybridRetriever(BaseRetriever):
         return ids
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        fetch_k: int | None = None,
+        **search_kwargs: Any,
     ) -> list[Document]:
-        k = self._check_k(k)
+        k, fetch_k = self._checked_numbers(k, fetch_k)
+        search_kwargs = {**self.search_kwargs, **search_kwargs}
         self._check_models()
         embeddings = self._both.encode_queries([query])
+        dense: dict[str, Found] = {}
         with replaying(self.vector_store, Replay([query], embeddings)) as store:
-            found = getattr(store, self._search)(query, k=self.fetch_k, **self.search_kwargs)
-        dense = _by_key(found)
-        sparse = self._search_sparse(embeddings, dense)
+            for arguments in searches(store, fetch_k, search_kwargs):
+                dense = _by_key(getattr(store, self._search)(query, **arguments))
+                if len(dense) >= fetch_k:
+                    break
+        sparse = self._search_sparse(embeddings, fetch_k, dense if search_kwargs else None)
         return self._fused(dense, sparse, self._read(_lacking(sparse, dense)), k)
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        fetch_k: int | None = None,
+        **search_kwargs: Any,
     ) -> list[Document]:
-        k = self._check_k(k)
+        k, fetch_k = self._checked_numbers(k, fetch_k)
+        search_kwargs = {**self.search_kwargs, **search_kwargs}
         await asyncio.to_thread(self._check_models)
         embeddings = await self._both.aencode_queries([query])
+        dense: dict[str, Found] = {}
         with replaying(self.vector_store, Replay([query], embeddings)) as store:
-            found = await getattr(store, f"a{self._search}")(query, k=self.fetch_k, **self.search_kwargs)
-        dense = _by_key(found)
-        sparse = await asyncio.to_thread(self._search_sparse, embeddings, dense)
+            for arguments in searches(store, fetch_k, search_kwargs):
+                dense = _by_key(await getattr(store, f"a{self._search}")(query, **arguments))
+                if len(dense) >= fetch_k:
+                    break
+        sparse = await asyncio.to_thread(self._search_sparse, embeddings, fetch_k, dense if search_kwargs else None)
         return self._fused(dense, sparse, await self._aread(_lacking(sparse, dense)), k)
 
     @property
@@ -162,13 +186,15 @@ class HybridRetriever(BaseRetriever):
         """The method of the store that gives what the fusion needs."""
         return "similarity_search" if self.fusion == "rrf" else "similarity_search_with_score"
 
-    def _search_sparse(self, embeddings: M3Embeddings, dense: Mapping[str, Found]) -> list[tuple[str, float]]:
-        """Ids and scores of the sparse side's candidates."""
+    def _search_sparse(
+        self, embeddings: M3Embeddings, fetch_k: int, among: Mapping[str, Found] | None
+    ) -> list[tuple[str, float]]:
+        """Ids and scores of the sparse side's candidates, which may be bound to be `among` the dense side's."""
         (query,) = embeddings.sparse or []
-        if not self.search_kwargs:
-            return self.sparse_index.search(query, self.fetch_k)
+        if among is None:
+            return self.sparse_index.search(query, fetch_k)
         scored = self.sparse_index.search(query, max(1, len(self.sparse_index)))
-        return [(document_id, score) for document_id, score in scored if _key(document_id) in dense]
+        return [(document_id, score) for document_id, score in scored if _key(document_id) in among]
 
     def _read(self, ids: list[str]) -> list[Document]:
         """What the store holds of documents that only the sparse side found."""
@@ -201,16 +227,18 @@ class HybridRetriever(BaseRetriever):
         else:
             scored = [(key, score) for key, (_, score) in dense.items()]
             fused = relative_score_fusion([scored, known], self.weights)
-        return [with_metadata(documents[key], retrieval_score=score) for key, score in islice(fused.items(), k)]
+        best = without_duplicates(fused.items(), lambda hit: identity_of(documents[hit[0]]))[:k]
+        return [with_scores(documents[key], retrieval_score=score) for key, score in best]
 
-    def _check_k(self, k: int | None) -> int:
-        """The call's `k`, else this retriever's."""
+    def _checked_numbers(self, k: int | None, fetch_k: int | None) -> tuple[int, int]:
+        """The call's `k` and `fetch_k`, else this retriever's."""
         k = self.k if k is None else k
+        fetch_k = self.fetch_k if fetch_k is None else fetch_k
         if k < 1:
             raise ValueError(f"k={k} asks for nothing. Give 1 or more.")
-        if self.fetch_k < k:
-            raise ValueError(f"fetch_k={self.fetch_k} is less than k={k}. Raise fetch_k or lower k.")
-        return k
+        if fetch_k < k:
+            raise ValueError(f"fetch_k={fetch_k} is less than k={k}. Raise fetch_k or lower k.")
+        return k, fetch_k
 
     def _check_models(self) -> None:
         """Refuse a store or an index of another model; once for both, as hashing a model's files takes time."""

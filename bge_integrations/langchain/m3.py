@@ -9,19 +9,16 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, FiniteFloat, model_validator
 
-from bge_integrations.embed.m3 import OUTPUTS, BgeM3Embedder, single_scores
-from bge_integrations.langchain.fields import ModelFields, Weight
-from bge_integrations.langchain.rerank import texts_of, with_metadata
+from bge_integrations.embed.m3 import OUTPUTS, SCORED_AT_ONCE, BgeM3Embedder, single_scores
+from bge_integrations.langchain.documents import texts_of, with_scores
+from bge_integrations.langchain.fields import ModelFields, ModelName, Weight
 from bge_integrations.types import M3Embeddings
-
-_AT_ONCE = 256
-"""Documents whose token vectors are in memory together: half a gigabyte at 512 tokens each."""
 
 
 class M3Fields(ModelFields):
     """The model and where it runs: the arguments of `BgeM3Embedder` but `outputs`."""
 
-    model: str = "BAAI/bge-m3"
+    model: ModelName = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     document_instruction: str = ""
     """Text before every document."""
@@ -48,7 +45,8 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
 
     Lighter than a cross-encoder, as documents are encoded without the query; finer than one dense vector a text. The
     score is `maxsim`, at most 1, or with `weights` the weighted mean of bge-m3's scores. What comes back are copies
-    with the key `relevance_score` in their metadata; your documents stay as they are.
+    with the key `relevance_score` in their metadata; your documents stay as they are, and a copy equals its original.
+    The token vectors of 256 documents are in memory at a time, however many there are.
 
     Example:
         ```python
@@ -68,8 +66,8 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
     """Documents that score below it are dropped; None = none are."""
     weights: tuple[Weight, Weight, Weight] = (0.0, 0.0, 1.0)
     """What the dense, the sparse and the token vectors' score count; those of weight 0 are not computed."""
-
-    _no_arguments: ClassVar[frozenset[str]] = frozenset({"top_n", "score_threshold", "weights"})
+    normalize: bool | None = None
+    """Give dense vectors length one; None = as the catalogue says."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -94,7 +92,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         if not documents:
             return []
         queries, scores = self.embedder.encode_queries([query]), list[float]()
-        for passages in self.embedder.iter_documents(texts_of(documents), _AT_ONCE):
+        for passages in self.embedder.iter_documents(texts_of(documents), SCORED_AT_ONCE):
             scores += self._scores(queries, passages)
         return self._best(documents, scores)
 
@@ -105,7 +103,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         if not documents:
             return []
         queries, scores = await self.embedder.aencode_queries([query]), list[float]()
-        async for passages in self.embedder.aiter_documents(texts_of(documents), _AT_ONCE):
+        async for passages in self.embedder.aiter_documents(texts_of(documents), SCORED_AT_ONCE):
             scores += await asyncio.to_thread(self._scores, queries, passages)
         return self._best(documents, scores)
 
@@ -121,7 +119,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
     def _best(self, documents: Sequence[Document], scores: list[float]) -> list[Document]:
         order = sorted(range(len(documents)), key=lambda position: -scores[position])[: self.top_n]
         return [
-            with_metadata(documents[position], relevance_score=scores[position])
+            with_scores(documents[position], relevance_score=scores[position])
             for position in order
             if self.score_threshold is None or scores[position] >= self.score_threshold
         ]

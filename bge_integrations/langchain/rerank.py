@@ -1,13 +1,14 @@
 """LangChain's document compressor and cross-encoder over the shared reranker."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, model_validator
 
+from bge_integrations.langchain.documents import texts_of, with_scores
 from bge_integrations.langchain.fields import ModelFields
 from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.types import RerankResult
@@ -43,7 +44,8 @@ class RerankerFields(ModelFields):
 class BgeRerank(RerankerFields, BaseDocumentCompressor):
     """Puts documents in the order of a reranker and keeps the best; cheap to make, weights load at first use.
 
-    What comes back are copies with the key `relevance_score` in their metadata; your documents stay as they are.
+    What comes back are copies with the key `relevance_score` in their metadata; your documents stay as they are. A copy
+    equals its original, and the copy that another query gave, as scores do not make another document.
 
     Example:
         ```python
@@ -62,8 +64,6 @@ class BgeRerank(RerankerFields, BaseDocumentCompressor):
     """How many documents to keep; None = all."""
     score_threshold: float | None = None
     """Documents that score below it are dropped; None = none are. Between 0 and 1 unless `normalize=False`."""
-
-    _no_arguments: ClassVar[frozenset[str]] = frozenset({"top_n", "score_threshold"})
 
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:
@@ -100,7 +100,7 @@ class BgeRerank(RerankerFields, BaseDocumentCompressor):
 
     def _copies(self, documents: Sequence[Document], results: list[RerankResult]) -> list[Document]:
         return [
-            with_metadata(documents[result.index], relevance_score=result.score)
+            with_scores(documents[result.index], relevance_score=result.score)
             for result in results
             if self.score_threshold is None or result.score >= self.score_threshold
         ]
@@ -132,13 +132,3 @@ class BgeCrossEncoder(RerankerFields, BaseCrossEncoder):
             One float a pair, in the order of the pairs; [] for [].
         """
         return self.reranker.score(text_pairs)
-
-
-def with_metadata(document: Document, **metadata: Any) -> Document:
-    """A copy of `document` with more in its metadata."""
-    return document.model_copy(update={"metadata": {**document.metadata, **metadata}})
-
-
-def texts_of(documents: Sequence[Document]) -> list[str]:
-    """What a model reads of documents."""
-    return [document.page_content for document in documents]

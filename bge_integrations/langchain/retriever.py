@@ -1,18 +1,22 @@
 """Retrieve many, rerank, keep the best: one LangChain retriever."""
 
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
-from langchain_core.documents import Document
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun, Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, model_validator
 
 from bge_integrations.embed.collection import check_fingerprint, read_fingerprint
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.langchain.rerank import BgeRerank, with_metadata
+from bge_integrations.langchain.documents import distinct, with_scores
+from bge_integrations.langchain.fields import Live
+from bge_integrations.langchain.search import searches, takes_arguments
+
+_FETCH_K = 50
 
 
 class RerankingRetriever(BaseRetriever):
@@ -20,7 +24,10 @@ class RerankingRetriever(BaseRetriever):
 
     The documents that come back are copies, best first, with the floats `relevance_score` (the reranker's) and, from
     a `vector_store` that gives scores, `retrieval_score` (the store's own number: a distance or a similarity) in their
-    metadata. Candidates that come twice are judged once: the same id or, without ids, the same text and source.
+    metadata. A copy equals its original, so that a `MultiQueryRetriever` gives each document once. Candidates that come
+    twice are judged once: those with the same id, or with the same text from the same source.
+
+    A call may bring its own `top_n`, its own `fetch_k`, and arguments for the store's search, such as a filter.
 
     The first search of a Chroma collection that another model has filled is refused, where the collection's
     fingerprint and the store's `BgeEmbeddings` tell.
@@ -31,27 +38,29 @@ class RerankingRetriever(BaseRetriever):
             vector_store=store, reranker=BgeRerank(model="BAAI/bge-reranker-v2-m3"), fetch_k=50, top_n=5
         )
         best = retriever.invoke("what is a panda?")
-        best = retriever.invoke("what is a panda?", top_n=3)
+        best = retriever.invoke("what is a panda?", top_n=3, filter={"language": "en"})
         ```
 
     Raises:
         pydantic.ValidationError: Arguments that cannot go together; the message says which.
-        ValueError: At a call, a `top_n` under 1 or over `fetch_k`.
+        ValueError: At a call, a `top_n` under 1 or over `fetch_k`, or arguments that would not reach the search.
         FingerprintMismatchError: At the first search, another model filled the store.
     """
 
-    vector_store: VectorStore | None = None
+    vector_store: Annotated[VectorStore | None, Live()] = None
     """Where candidates come from; or give `retriever`."""
-    retriever: RetrieverLike | None = None
+    retriever: Annotated[RetrieverLike | None, Live()] = None
     """Where candidates come from; or give `vector_store`."""
-    reranker: BgeRerank
-    """Puts the candidates in order."""
-    fetch_k: int = Field(default=50, ge=1)
-    """Candidates to fetch. A `retriever` that is no `VectorStoreRetriever` decides that itself: leave it out there."""
+    reranker: Annotated[InstanceOf[BaseDocumentCompressor], Live()]
+    """Puts the candidates in order: a `BgeRerank`, a `BgeM3Rerank` or any other document compressor."""
+    fetch_k: int | None = Field(default=None, ge=1)
+    """Candidates to fetch; None = the `k` of a `VectorStoreRetriever` that has one in its `search_kwargs`, else 50.
+    Another `retriever` decides that itself: leave it out there."""
     top_n: int | None = Field(default=None, ge=1)
-    """Documents to give; None = the reranker's own `top_n`."""
+    """Documents to give; None = the reranker's own `top_n`, or all that a reranker without one gives."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for the store's search, such as `filter`."""
+    """More arguments for the store's search, such as `filter`. Some stores have a `fetch_k` of their own, how many
+    documents they look at before they filter: here it is chosen so that enough are found, unless you give it."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -61,72 +70,117 @@ class RerankingRetriever(BaseRetriever):
     def _check_arguments(self) -> Self:
         if (self.vector_store is None) == (self.retriever is None):
             raise ValueError("Give exactly one of vector_store= and retriever=.")
-        if self._store is None and ("fetch_k" in self.model_fields_set or self.search_kwargs):
-            raise ValueError(
-                f"fetch_k and search_kwargs cannot be handed on to {type(self.retriever).__name__}, which is no "
-                "VectorStoreRetriever. Leave them out and set on that retriever how much it fetches."
-            )
-        if "k" in self.search_kwargs:
-            raise ValueError('search_kwargs has "k". Give fetch_k= instead.')
-        self._check_top_n(None)
+        self._plan(None, None, {})
         return self
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, top_n: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        top_n: int | None = None,
+        fetch_k: int | None = None,
+        **search_kwargs: Any,
     ) -> list[Document]:
-        reranker = self._reranker(top_n)
-        callbacks = run_manager.get_child()
+        top_n, plan = self._plan(top_n, fetch_k, search_kwargs)
         if self._store is not self._checked_store:
             self._check_store()
-        if self.retriever is not None:
-            found = self.retriever.invoke(query, {"callbacks": callbacks}, **self._fetch_arguments)
-        elif self.vector_store is not None:
-            try:
-                found = _scored(self.vector_store.similarity_search_with_score(query, **self._fetch_arguments))
-            except NotImplementedError:
-                found = self.vector_store.similarity_search(query, **self._fetch_arguments)
-        return reranker.compress_documents(_distinct(found), query, callbacks)
+        callbacks = run_manager.get_child()
+        found: list[Document] = []
+        for arguments in plan:
+            found = self._search(query, arguments, callbacks)
+            if len(found) >= arguments.get("k", 0):
+                break
+        if not found:
+            return []
+        return _best(self._reranker(top_n).compress_documents(distinct(found), query, callbacks), top_n)
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, top_n: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        top_n: int | None = None,
+        fetch_k: int | None = None,
+        **search_kwargs: Any,
     ) -> list[Document]:
-        reranker = self._reranker(top_n)
-        callbacks = run_manager.get_child()
+        top_n, plan = self._plan(top_n, fetch_k, search_kwargs)
         if self._store is not self._checked_store:
             await run_in_executor(None, self._check_store)
+        callbacks = run_manager.get_child()
+        found: list[Document] = []
+        for arguments in plan:
+            found = await self._asearch(query, arguments, callbacks)
+            if len(found) >= arguments.get("k", 0):
+                break
+        if not found:
+            return []
+        return _best(await self._reranker(top_n).acompress_documents(distinct(found), query, callbacks), top_n)
+
+    def _search(self, query: str, arguments: dict[str, Any], callbacks: Callbacks) -> list[Document]:
         if self.retriever is not None:
-            found = await self.retriever.ainvoke(query, {"callbacks": callbacks}, **self._fetch_arguments)
-        elif self.vector_store is not None:
-            try:
-                found = _scored(await self.vector_store.asimilarity_search_with_score(query, **self._fetch_arguments))
-            except NotImplementedError:
-                found = await self.vector_store.asimilarity_search(query, **self._fetch_arguments)
-        return await reranker.acompress_documents(_distinct(found), query, callbacks)
+            return self.retriever.invoke(query, {"callbacks": callbacks}, **arguments)
+        store: Any = self.vector_store
+        try:
+            return _scored(store.similarity_search_with_score(query, **arguments))
+        except NotImplementedError:
+            return list(store.similarity_search(query, **arguments))
+
+    async def _asearch(self, query: str, arguments: dict[str, Any], callbacks: Callbacks) -> list[Document]:
+        if self.retriever is not None:
+            return await self.retriever.ainvoke(query, {"callbacks": callbacks}, **arguments)
+        store: Any = self.vector_store
+        try:
+            return _scored(await store.asimilarity_search_with_score(query, **arguments))
+        except NotImplementedError:
+            return list(await store.asimilarity_search(query, **arguments))
 
     @property
     def _store(self) -> VectorStore | None:
         """The store behind either source, where there is one."""
         return self.retriever.vectorstore if isinstance(self.retriever, VectorStoreRetriever) else self.vector_store
 
-    @property
-    def _fetch_arguments(self) -> dict[str, Any]:
-        return {} if self._store is None else {**self.search_kwargs, "k": self.fetch_k}
-
-    def _reranker(self, top_n: int | None) -> BgeRerank:
-        """The reranker with the `top_n` of this call."""
-        return self.reranker.model_copy(update={"top_n": self._check_top_n(top_n)})
-
-    def _check_top_n(self, top_n: int | None) -> int | None:
-        """The call's `top_n`, else this retriever's, else the reranker's."""
-        top_n = next((n for n in (top_n, self.top_n, self.reranker.top_n) if n is not None), None)
+    def _plan(
+        self, top_n: int | None, fetch_k: int | None, search_kwargs: dict[str, Any]
+    ) -> tuple[int | None, Iterator[dict[str, Any]]]:
+        """How many documents a call gives, and the arguments of one search after the other, until one finds enough."""
+        search_kwargs = {**self.search_kwargs, **search_kwargs}
+        fetch_k = self.fetch_k if fetch_k is None else fetch_k
+        asked = self.top_n if top_n is None else top_n
+        top_n = getattr(self.reranker, "top_n", None) if asked is None else asked
         if top_n is not None and top_n < 1:
             raise ValueError(f"top_n={top_n} asks for nothing. Give 1 or more.")
-        if top_n is not None and self._store is not None and self.fetch_k < top_n:
+        if "k" in search_kwargs:
+            raise ValueError("k= is no argument here. Give fetch_k= for what to fetch, or top_n= for what to give.")
+        store = self._store
+        if store is None:
+            self._check_handed_on(fetch_k, search_kwargs)
+            return top_n, iter([search_kwargs])
+        inner = self.retriever if isinstance(self.retriever, VectorStoreRetriever) else None
+        own = inner.search_kwargs if inner else {}
+        if fetch_k is None and "k" in own:
+            k = own["k"]
+            _check_enough("The retriever's own k", k, asked)
+        else:
+            k = _FETCH_K if fetch_k is None else fetch_k
+            _check_enough("fetch_k", k, top_n)
+        mmr = inner is not None and inner.search_type == "mmr"
+        return top_n, searches(store, k, {**own, **search_kwargs}, mmr=mmr)
+
+    def _check_handed_on(self, fetch_k: int | None, search_kwargs: dict[str, Any]) -> None:
+        """Refuse what a retriever without a store would leave out in silence."""
+        lost = [] if fetch_k is None else [f"fetch_k={fetch_k}"]
+        lost += [] if takes_arguments(self.retriever) else [f"search_kwargs {name}=" for name in search_kwargs]
+        if lost:
             raise ValueError(
-                f"fetch_k={self.fetch_k} is less than top_n={top_n}: the reranker would have too few candidates. "
-                "Raise fetch_k (ten times top_n is usual) or lower top_n."
+                f"{', '.join(lost)} cannot be handed on to {type(self.retriever).__name__}, which decides itself what "
+                "it fetches. Set that on the retriever, or give its store as vector_store=."
             )
-        return top_n
+
+    def _reranker(self, top_n: int | None) -> BaseDocumentCompressor:
+        """The reranker, told the `top_n` of this call where it has one."""
+        has_one = "top_n" in type(self.reranker).model_fields
+        return self.reranker.model_copy(update={"top_n": top_n}) if has_one else self.reranker
 
     def _check_store(self) -> None:
         """Refuse a store that another model has filled; once a store, as hashing a model's files takes time."""
@@ -137,14 +191,18 @@ class RerankingRetriever(BaseRetriever):
         self._checked_store = store
 
 
+def _check_enough(name: str, candidates: int, top_n: int | None) -> None:
+    if candidates < (top_n or 1):
+        raise ValueError(
+            f"{name}={candidates} is less than top_n={top_n or 1}: the reranker would have too few candidates. "
+            "Fetch more (ten times top_n is usual) or lower top_n."
+        )
+
+
 def _scored(found: Iterable[tuple[Document, float]]) -> list[Document]:
-    return [with_metadata(document, retrieval_score=float(score)) for document, score in found]
+    return [with_scores(document, retrieval_score=float(score)) for document, score in found]
 
 
-def _distinct(documents: Iterable[Document]) -> list[Document]:
-    """The first of each document."""
-    firsts: dict[tuple[object, ...], Document] = {}
-    for document in documents:
-        source = repr(document.metadata.get("source"))
-        firsts.setdefault((document.page_content, source) if document.id is None else (document.id,), document)
-    return list(firsts.values())
+def _best(documents: Sequence[Document], top_n: int | None) -> list[Document]:
+    """The first `top_n`; another compressor may give more, and copies of its own that scores would tell apart."""
+    return [with_scores(document) for document in documents[:top_n]]

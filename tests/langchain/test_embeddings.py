@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from langchain_core.embeddings import Embeddings
+from langchain_core.load import dumps
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
-from pydantic import ValidationError
+from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from bge_integrations import BgeEmbedder, ModelCache, UnknownModelError, UnsupportedModelError, WrongKindError
 from bge_integrations.langchain import BgeEmbeddings
@@ -149,12 +150,57 @@ def test_a_changed_field_counts(embeddings: BgeEmbeddings) -> None:
     assert embeddings.embedder is embeddings.embedder
 
 
-def test_the_dump_holds_neither_cache_nor_a_readable_token(bert_embedder: Path, cache: ModelCache) -> None:
+def test_the_dump_holds_neither_cache_nor_token(bert_embedder: Path, cache: ModelCache) -> None:
     embeddings = BgeEmbeddings(model=str(bert_embedder), cache=cache, token="hf_secret")  # type: ignore[arg-type]
-    assert "cache" not in embeddings.model_dump()
-    assert "hf_secret" not in f"{embeddings!r} {embeddings} {embeddings.model_dump()} {embeddings.model_dump_json()}"
-    assert embeddings.embedder.token == "hf_secret"
-    assert BgeEmbeddings(**embeddings.model_dump()).embedder.token == "hf_secret"
+    shown = [repr(embeddings), str(embeddings), str(embeddings.model_dump()), embeddings.model_dump_json()]
+    shown += [dumps(embeddings), json.dumps(BgeEmbeddings.model_json_schema())]
+    assert not [text for text in shown if "hf_secret" in text or "*****" in text]
+    assert not {"cache", "token"} & embeddings.model_dump().keys()
+    assert BgeEmbeddings.model_validate_json(embeddings.model_dump_json()).embedder.token is None
+    for twin in (embeddings, embeddings.model_copy(), pickle.loads(pickle.dumps(embeddings))):
+        assert twin.embedder.token == "hf_secret"
+
+
+@pytest.mark.parametrize("token", ["**********", SecretStr("**********"), None])
+def test_the_mask_of_a_token_is_never_sent(bert_embedder: Path, token: Any) -> None:
+    assert BgeEmbeddings(model=str(bert_embedder), token=token).embedder.token is None
+
+
+def test_the_model_goes_by_any_of_its_names(bert_embedder: Path, tmp_path: Path) -> None:
+    path: Any = bert_embedder
+    named = BgeEmbeddings(model=str(bert_embedder), cache_folder=str(tmp_path))
+    assert named == BgeEmbeddings(path, cache_folder=tmp_path)  # type: ignore[misc, call-arg, arg-type]
+    assert named == BgeEmbeddings(model_name=path, cache_folder=tmp_path)  # type: ignore[call-arg, arg-type]
+    assert next(iter(named.model_dump())) == "model"
+    with pytest.raises(TypeError, match="model= and model_name="):
+        BgeEmbeddings(model=path, model_name=path)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="first argument and model="):
+        BgeEmbeddings(path, model=path)  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="modelname"):
+        BgeEmbeddings(modelname=path)  # type: ignore[call-arg]
+
+
+class _Tenants(BgeEmbeddings):
+    """What a user makes of the class."""
+
+    tenant: str = "a"
+    _calls: int = PrivateAttr(default=0)
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._calls += 1
+
+    def embed_query(self, text: str) -> list[float]:
+        self._calls += 1
+        return super().embed_query(f"{self.tenant} {text}")
+
+
+def test_a_subclass_has_fields_of_its_own(embeddings: BgeEmbeddings) -> None:
+    mine = _Tenants(**embeddings.model_dump(), cache=embeddings.cache, tenant="b")
+    assert mine.embed_query("panda") == pytest.approx(embeddings.embed_query("b panda"), abs=1e-6)
+    assert mine._calls == 2
+    for twin in (_Tenants.model_validate(mine.model_dump()), pickle.loads(pickle.dumps(mine)), mine.model_copy()):
+        assert twin.model_dump() == mine.model_dump()
+    assert "tenant" in _Tenants.model_json_schema()["properties"]
 
 
 def test_torchs_own_names_are_taken(bert_embedder: Path) -> None:

@@ -75,7 +75,7 @@ async def _both(retriever: HybridRetriever, query: str = QUERY, **arguments: Any
     found = retriever.invoke(query, **arguments)
     later = await retriever.ainvoke(query, **arguments)
     assert [document.id for document in later] == [document.id for document in found]
-    assert [document.metadata for document in later] == [
+    assert [dict(document.metadata) for document in later] == [
         {**document.metadata, "retrieval_score": pytest.approx(document.metadata["retrieval_score"], abs=1e-4)}
         for document in found
     ]

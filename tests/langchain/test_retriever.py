@@ -169,6 +169,11 @@ def test_arguments_that_cannot_go_together_are_refused(store: Chroma, rerank: Bg
         RerankingRetriever(reranker=rerank, vector_store=store, top_k=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="top_k"):
         RerankingRetriever(reranker=rerank, vector_store=store).invoke(QUERY, top_k=3)
+    with pytest.raises(ValueError, match="fetch_k.*top_n"):
+        RerankingRetriever(reranker=rerank, vector_store=store).invoke(QUERY, k=3)
+    for wrong in (rerank.reranker, {"model": rerank.model}, "BAAI/bge-reranker-v2-m3"):
+        with pytest.raises(ValidationError, match="instance of BaseDocumentCompressor"):
+            RerankingRetriever(reranker=wrong, vector_store=store)
 
 
 async def test_filters_reach_the_store(store: Chroma, rerank: BgeRerank) -> None:
@@ -180,13 +185,22 @@ async def test_filters_reach_the_store(store: Chroma, rerank: BgeRerank) -> None
     assert filters == {"filter": {"even": True}}
 
 
-async def test_a_stores_retriever_gets_fetch_k_and_stays_as_it_is(store: Chroma, rerank: BgeRerank) -> None:
+async def test_a_stores_retriever_keeps_its_k_unless_told(store: Chroma, rerank: BgeRerank) -> None:
     inner = store.as_retriever(search_kwargs={"k": 2, "filter": {"even": False}})
-    retriever = RerankingRetriever(retriever=inner, reranker=rerank, fetch_k=5, top_n=5)
-    found = await _both(retriever)
+    found = await _both(RerankingRetriever(retriever=inner, reranker=rerank, fetch_k=5, top_n=5))
     assert len(found) == 5
     assert not any(document.metadata["even"] for document in found)
     assert not any("retrieval_score" in document.metadata for document in found)
+    retriever = RerankingRetriever(retriever=inner, reranker=rerank)
+    assert len(await _both(retriever)) == 2
+    assert len(await _both(retriever, top_n=1)) == 1
+    assert len(await _both(retriever, top_n=4, fetch_k=4)) == 4
+    with pytest.raises(ValueError, match="own k=2 is less than top_n=3"):
+        retriever.invoke(QUERY, top_n=3)
+    with pytest.raises(ValidationError, match="own k=2 is less than top_n=3"):
+        RerankingRetriever(retriever=inner, reranker=rerank, top_n=3)
+    everything = RerankingRetriever(retriever=store.as_retriever(), reranker=rerank, top_n=len(DOCUMENTS))
+    assert len(await _both(everything)) == len(DOCUMENTS)
     assert inner.search_kwargs == {"k": 2, "filter": {"even": False}}
 
 
@@ -207,11 +221,10 @@ async def test_duplicates_are_judged_once(rerank: BgeRerank) -> None:
     one, other = Document("Same text.", metadata={"source": "a"}), Document("Same text.", metadata={"source": "b"})
     named = [Document("First text.", id="1"), Document("Second text.", id="1"), Document("First text.", id="2")]
     odd = [Document("Odd.", metadata={"source": ["a", "list"]})] * 2
-    inner = ListRetriever(documents=[one, one.model_copy(), other, *named, *odd])
+    inner = ListRetriever(documents=[one, one.model_copy(update={"id": "3"}), other, *named, *odd])
     found = await _both(RerankingRetriever(retriever=inner, reranker=rerank, top_n=100))
     assert sorted(f"{document.id} {document.page_content}" for document in found) == [
         "1 First text.",
-        "2 First text.",
         "None Odd.",
         "None Same text.",
         "None Same text.",
