@@ -4,24 +4,21 @@ import asyncio
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AliasChoices, Field, field_serializer
 
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
 from bge_integrations.embed.folder_embedder import FolderEmbedder
 from bge_integrations.embed.lists import to_lists
 from bge_integrations.errors import UnknownModelError
-from bge_integrations.langchain.fields import CoreModel
-from bge_integrations.langchain.huggingface_kwargs import embedder_arguments, finish
+from bge_integrations.langchain.fields import MODEL_NAMES, CoreModel, PathText
+from bge_integrations.langchain.huggingface_client import Client
+from bge_integrations.langchain.huggingface_kwargs import embedder_arguments, finish, shown
 
-_LEFT_OF_CLIENT = (
-    "HuggingFaceBgeEmbeddings.client is no SentenceTransformer, as the model is shared. It gives tokenizer and "
-    "max_seq_length; encode with embed_documents and embed_query, set other limits with BgeEmbeddings(max_length=...)."
-)
 _DEFAULT_MODEL = "BAAI/bge-large-en"
 _OLD_INSTRUCTION = "Represent this question for searching relevant passages: "
 _OLD_INSTRUCTION_ZH = "为这个句子生成表示以用于检索相关文章："
@@ -53,12 +50,13 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 
-    model_name: str = _DEFAULT_MODEL
+    model_name: Annotated[PathText, Field(validation_alias=AliasChoices(*reversed(MODEL_NAMES)))] = _DEFAULT_MODEL
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
-    cache_folder: str | None = None
+    cache_folder: PathText | None = None
     """Where files from the hub are kept; None = SENTENCE_TRANSFORMERS_HOME, else the hub client's own folder."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Arguments of `SentenceTransformer`, such as `device`, `torch_dtype`, `revision`, `token` or `prompts`."""
+    """Arguments of `SentenceTransformer`, such as `device`, `revision`, `token` or `prompts`; `torch_dtype` may stand
+    here or in a `model_kwargs` of its own. A dump leaves the token out."""
     encode_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of `SentenceTransformer.encode`, such as `normalize_embeddings`, `prompt_name` or `precision`."""
     query_instruction: str = ""
@@ -72,15 +70,15 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
 
     if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
 
-        def __init__(self, **data: Any) -> None:
-            super().__init__(**data)
+        def __init__(self, model_name: str | None = None, /, **data: Any) -> None:
+            super().__init__(model_name, **data)
             if "query_instruction" not in self.model_fields_set:
                 self.query_instruction = _default_instruction(self.model_name)
 
     @property
-    def client(self) -> "_Client":
-        """What of the old `SentenceTransformer` is still there: `tokenizer` and `max_seq_length`."""
-        return _Client(self._embedder)
+    def client(self) -> Client:
+        """What the old class's `SentenceTransformer` was read for: `encode`, tokenizer, device, length, dimension."""
+        return Client(self._model, self.model_kwargs)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents.
@@ -119,10 +117,18 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
         vectors = await self._embedder.aencode_documents(texts, self._show_progress)
         return (await asyncio.to_thread(self._lists, vectors))[0]
 
+    @field_serializer("model_kwargs")
+    def _shown_model_kwargs(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        return shown(model_kwargs)
+
     def _arguments(self) -> dict[str, Any]:
-        arguments = embedder_arguments(self.model_kwargs, self.encode_kwargs)
+        return {**self._model, **embedder_arguments(self.model_kwargs, self.encode_kwargs)}
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        """The core object's arguments that say where the model is."""
         model = _with_organisation(self.model_name)
-        return {"model": model, "cache_folder": self.cache_folder, "on_truncate": "ignore", **arguments}
+        return {"model": model, "cache_folder": self.cache_folder, "on_truncate": "ignore"}
 
     @property
     def _embedder(self) -> FolderEmbedder:
@@ -135,16 +141,7 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
 
     def _lists(self, vectors: NDArray[np.float32]) -> list[list[float]]:
         """The pipeline's vectors as sentence-transformers' `encode` finishes them, in lists."""
-        how = finish(self.model_kwargs, self.encode_kwargs)
-        vectors = vectors[:, : how.truncate_dim]
-        if how.normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        if how.precision == "float32" or not len(vectors):
-            return to_lists(vectors)
-        from sentence_transformers.util import quantize_embeddings
-
-        quantized: Any = quantize_embeddings(vectors, how.precision)
-        return to_lists(quantized)
+        return to_lists(finish(self.model_kwargs, self.encode_kwargs).applied(vectors))
 
 
 def _with_organisation(model_name: str) -> str:
@@ -174,35 +171,6 @@ def _default_instruction(model_name: str) -> str:
             stacklevel=3,
         )
     return now
-
-
-class _Client:
-    """What of the old `SentenceTransformer` is still there."""
-
-    __slots__ = ("_embedder",)
-
-    def __init__(self, embedder: FolderEmbedder) -> None:
-        self._embedder = embedder
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer of the transformers library, a new one each time."""
-        from transformers import AutoTokenizer
-
-        path = self._embedder._resolved().folder.path  # noqa: SLF001  no part of the core's public face
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=self._embedder.trust_remote_code)
-
-    @property
-    def max_seq_length(self) -> int:
-        """Most tokens of a text."""
-        return self._embedder._resolved().folder.max_length  # noqa: SLF001
-
-    @max_seq_length.setter
-    def max_seq_length(self, length: int) -> None:
-        raise AttributeError(_LEFT_OF_CLIENT)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{name!r}: {_LEFT_OF_CLIENT}")
 
 
 def _one_line(texts: Iterable[str], instruction: str) -> Any:

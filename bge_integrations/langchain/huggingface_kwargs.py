@@ -4,11 +4,17 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import SecretStr
+
+from bge_integrations.langchain.fields import torch_name, unmasked
+
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 
 _MODEL_KEYS = {
-    "backend", "default_prompt_name", "device", "local_files_only", "prompts", "revision", "similarity_fn_name",
-    "token", "torch_dtype", "truncate_dim", "trust_remote_code", "use_auth_token",
+    "backend", "default_prompt_name", "device", "dtype", "local_files_only", "model_kwargs", "prompts", "revision",
+    "similarity_fn_name", "token", "torch_dtype", "truncate_dim", "trust_remote_code", "use_auth_token",
 }  # fmt: skip
 _REFUSED_MODEL_KEYS = {
     "attn_implementation": "The attention is chosen by the device and dtype; leave the key out.",
@@ -17,13 +23,14 @@ _REFUSED_MODEL_KEYS = {
     "export": "Models run on torch here; leave the key out.",
     "file_name": "Models run on torch here; leave the key out.",
     "model_card_data": "No model card is written; leave the key out.",
-    "model_kwargs": "Put torch_dtype into model_kwargs directly and leave the rest out.",
     "model_name_or_path": "Pass model_name= itself.",
     "modules": "Save the modules to a folder with SentenceTransformer(modules=...).save() and pass it as model_name=.",
     "processor_kwargs": "The tokenizer runs as its files say; for another limit use BgeEmbeddings(max_length=...).",
     "provider": "Models run on torch here; leave the key out.",
     "tokenizer_kwargs": "The tokenizer runs as its files say; for another limit use BgeEmbeddings(max_length=...).",
 }
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_TOKEN_KEYS = ("token", "use_auth_token")
 _ENCODE_KEYS = {
     "batch_size", "chunk_size", "convert_to_numpy", "convert_to_tensor", "device", "normalize_embeddings",
     "output_value", "precision", "prompt", "prompt_name", "show_progress_bar", "truncate_dim",
@@ -51,6 +58,22 @@ class Finish:
     normalize: bool
     precision: Precision
 
+    def applied(self, vectors: NDArray[np.float32]) -> NDArray[Any]:
+        """The vectors (n, dim) as sentence-transformers' `encode` gives them.
+
+        Raises:
+            ValueError: The `precision` is "int8" or "uint8", which needs more than one vector.
+        """
+        vectors = vectors[:, : self.truncate_dim]
+        if self.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        if self.precision == "float32" or not len(vectors):
+            return vectors
+        from sentence_transformers.util import quantize_embeddings
+
+        quantized: Any = quantize_embeddings(vectors, self.precision)
+        return np.asarray(quantized)
+
 
 def embedder_arguments(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `FolderEmbedder` that the two dicts ask for.
@@ -68,13 +91,19 @@ def embedder_arguments(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[s
     return {
         "backend": _backend(model_kwargs.get("backend")),
         "device": model_kwargs.get("device") if device is None else device,
-        "dtype": _dtype(model_kwargs.get("torch_dtype")),
+        "dtype": _dtype(model_kwargs),
         "revision": model_kwargs.get("revision"),
         "token": _token(model_kwargs),
         "local_files_only": model_kwargs.get("local_files_only", False),
         "trust_remote_code": model_kwargs.get("trust_remote_code", False),
         **_prompt(model_kwargs, encode_kwargs),
     }
+
+
+def shown(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dump shows of `model_kwargs`: no token, and names for torch's own objects."""
+    kept = {key: value for key, value in model_kwargs.items() if key not in _TOKEN_KEYS or isinstance(value, bool)}
+    return {key: _named(value) for key, value in kept.items()}
 
 
 def finish(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> Finish:
@@ -85,6 +114,10 @@ def finish(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) ->
         bool(encode_kwargs.get("normalize_embeddings")),
         encode_kwargs.get("precision") or "float32",
     )
+
+
+def _named(value: object) -> object:
+    return {key: torch_name(inner) for key, inner in value.items()} if isinstance(value, Mapping) else torch_name(value)
 
 
 def _refuse(which: str, given: Mapping[str, Any], possible: Set[str], refused: Mapping[str, str]) -> None:
@@ -118,19 +151,29 @@ def _backend(backend: str | None) -> str:
     return "auto" if backend in (None, "torch") else backend
 
 
-def _dtype(dtype: object) -> object:
-    if dtype == "auto":
+def _dtype(model_kwargs: Mapping[str, Any]) -> object:
+    """The dtype, from `model_kwargs` or from the `model_kwargs` in it that sentence-transformers hands on."""
+    inner = model_kwargs.get("model_kwargs") or {}
+    if not isinstance(inner, Mapping):
+        raise TypeError(f"model_kwargs['model_kwargs'] is {type(inner).__name__}. It must be a dict.")
+    if lost := [key for key, value in inner.items() if key not in _DTYPE_KEYS and value is not None]:
         raise ValueError(
-            "model_kwargs['torch_dtype'] 'auto' cannot be honoured. Name it: 'float32', 'float16', 'bfloat16'."
+            f"model_kwargs['model_kwargs'][{lost[0]!r}] cannot be honoured. Only torch_dtype is; leave it out."
         )
-    return "float32" if dtype is None else dtype
+    given = {str(torch_name(kwargs[key])) for kwargs in (model_kwargs, inner) for key in _DTYPE_KEYS if kwargs.get(key)}
+    if len(given) > 1:
+        raise ValueError(f"model_kwargs give several dtypes: {', '.join(sorted(given))}. Give one torch_dtype.")
+    if "auto" in given:
+        raise ValueError("torch_dtype 'auto' cannot be honoured. Name it: 'float32', 'float16', 'bfloat16'.")
+    return given.pop() if given else "float32"
 
 
 def _token(model_kwargs: Mapping[str, Any]) -> object:
-    token, old = model_kwargs.get("token"), model_kwargs.get("use_auth_token")
+    token, old = (unmasked(model_kwargs.get(key)) for key in _TOKEN_KEYS)
     if token is not None and old is not None:
         raise ValueError("model_kwargs['use_auth_token'] is the old name of 'token'. Give only 'token'.")
-    return old if token is None else token
+    token = old if token is None else token
+    return token.get_secret_value() if isinstance(token, SecretStr) else token
 
 
 def _prompt(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> dict[str, str]:

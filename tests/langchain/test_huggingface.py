@@ -14,7 +14,7 @@ import torch
 from langchain_community.embeddings import HuggingFaceBgeEmbeddings as Reference
 from langchain_core.embeddings import Embeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from sentence_transformers import SentenceTransformer
 from tiny import make_bert_embedder, make_xlmr_embedder
 
@@ -137,9 +137,15 @@ def test_prompts_may_stay_out_of_the_pooling(folders: dict[str, Path]) -> None:
 def test_torch_dtype_is_honoured(folders: dict[str, Path], dtype: Any) -> None:
     _assert_same(folders["bert-cls"], tolerance=3e-2, model_kwargs={"torch_dtype": dtype})
     exact = _ours(folders["bert-cls"]).embed_documents(TEXTS)
-    assert not np.allclose(
-        _ours(folders["bert-cls"], model_kwargs={"torch_dtype": dtype}).embed_documents(TEXTS), exact, atol=1e-6
-    )
+    vectors = _ours(folders["bert-cls"], model_kwargs={"torch_dtype": dtype}).embed_documents(TEXTS)
+    assert not np.allclose(vectors, exact, atol=1e-6)
+    for key in ("torch_dtype", "dtype"):
+        for given in ({key: dtype}, {"model_kwargs": {key: dtype}}, {"dtype": dtype, "model_kwargs": {key: dtype}}):
+            ours = _ours(folders["bert-cls"], model_kwargs=given)
+            np.testing.assert_allclose(ours.embed_documents(TEXTS), vectors, atol=1e-6)
+            assert HuggingFaceBgeEmbeddings.model_validate_json(ours.model_dump_json()).embed_query("a") == (
+                pytest.approx(ours.embed_query("a"), abs=1e-6)
+            )
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
@@ -303,8 +309,11 @@ def _assert_known(which: str, name: str, value: object, folder: Path) -> None:
         ({"model_kwargs": {"backend": "onnx"}}, "'torch'"),
         ({"model_kwargs": {"prompts": {"mine": "my: "}}}, "prompt_name"),
         ({"model_kwargs": {"cache_folder": "/somewhere"}}, "cache_folder="),
-        ({"model_kwargs": {"torch_dtype": "auto"}}, "float16"),
-        ({"model_kwargs": {"model_kwargs": {"torch_dtype": "float16"}}}, "torch_dtype"),
+        ({"model_kwargs": {"torch_dtype": "auto"}}, "torch_dtype.*float16"),
+        ({"model_kwargs": {"model_kwargs": {"dtype": "auto"}}}, "torch_dtype.*float16"),
+        ({"model_kwargs": {"model_kwargs": {"attn_implementation": "eager"}}}, "attn_implementation"),
+        ({"model_kwargs": {"model_kwargs": "float16"}}, "model_kwargs.*dict"),
+        ({"model_kwargs": {"dtype": "float16", "torch_dtype": "float32"}}, "several dtypes: float16, float32"),
         ({"model_kwargs": {"processor_kwargs": {"model_max_length": 64}}}, "max_length"),
         ({"model_kwargs": {"token": "a", "use_auth_token": "b"}}, "use_auth_token"),
         ({"model_kwargs": {"devise": "cpu"}}, "devise.*not an argument"),
@@ -355,15 +364,56 @@ def test_progress(
     assert ("%|" in capsys.readouterr().err) is shown
 
 
-def test_client_gives_tokenizer_and_length(folders: dict[str, Path]) -> None:
-    for name in ("bert-short", "xlmr-cls", "minilm"):
-        ours, reference = _ours(folders[name]), _reference(folders[name])
-        assert ours.client.max_seq_length == reference.client.max_seq_length
-        assert ours.client.tokenizer.tokenize("a panda") == reference.client.tokenizer.tokenize("a panda")
-    with pytest.raises(AttributeError, match="embed_documents"):
-        ours.client.encode(["a"])
-    with pytest.raises(AttributeError, match="max_length"):
-        ours.client.max_seq_length = 8
+@pytest.mark.parametrize("name", ["bert-short", "xlmr-cls", "minilm", "defaulted"])
+def test_the_client_says_what_the_old_one_said(folders: dict[str, Path], name: str) -> None:
+    ours, reference = _ours(folders[name]).client, _reference(folders[name]).client
+    assert ours.max_seq_length == ours.get_max_seq_length() == reference.max_seq_length
+    assert ours.get_sentence_embedding_dimension() == reference.get_embedding_dimension()
+    assert ours.device == torch.device("cpu")
+    assert ours.tokenizer.tokenize("a panda") == reference.tokenizer.tokenize("a panda")
+    features = ours.tokenize(TEXTS)
+    for key, value in reference.preprocess(TEXTS).items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(features[key], value)
+    assert _ours(folders[name], model_kwargs={"truncate_dim": 8}).client.get_sentence_embedding_dimension() == 8
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"normalize_embeddings": True, "batch_size": 2, "show_progress_bar": False},
+        {"convert_to_tensor": True},
+        {"convert_to_numpy": False},
+        {"truncate_dim": 8, "normalize_embeddings": True, "device": "cpu"},
+        {"precision": "ubinary"},
+        {"prompt_name": "query"},
+        {"prompt": "mine: "},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "texts", [TEXTS, "one text", tuple(TEXTS), np.array(TEXTS)], ids=lambda texts: type(texts).__name__
+)
+def test_the_client_encodes_as_the_old_one(folders: dict[str, Path], arguments: dict[str, Any], texts: Any) -> None:
+    ours = _ours(folders["defaulted"], encode_kwargs={"normalize_embeddings": True}, query_instruction="not here: ")
+    vectors = ours.client.encode(texts, **arguments)
+    expected = SentenceTransformer(str(folders["defaulted"]), device="cpu").encode(texts, **arguments)
+    assert type(vectors) is type(expected)
+    for mine, other in zip(vectors, expected, strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_what_the_client_lacks_it_says(folders: dict[str, Path]) -> None:
+    client = _ours(folders["minilm"]).client
+    for call in (lambda: client.to("cpu"), lambda: setattr(client, "max_seq_length", 8)):
+        with pytest.raises(AttributeError, match="max_length"):
+            call()
+    for wrong in ({"output_value": "token_embeddings"}, {"pool": {"input": None}}, {"normalise": True}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            client.encode(["a"], **wrong)
+    with pytest.raises(TypeError, match=r"texts\[1\]"):
+        client.encode(["a", None])
 
 
 def test_copies_give_the_same_vectors(folders: dict[str, Path]) -> None:
@@ -380,7 +430,24 @@ def test_copies_give_the_same_vectors(folders: dict[str, Path]) -> None:
     assert len(pickle.dumps(ours)) < 10_000
 
 
-def test_a_token_is_not_shown(folders: dict[str, Path]) -> None:
-    ours = _ours(folders["minilm"], model_kwargs={"token": "hf_secret"})
-    assert "hf_secret" not in f"{ours!r} {ours}"
-    assert ours.model_kwargs == {"token": "hf_secret"}
+@pytest.mark.parametrize("key", ["token", "use_auth_token"])
+def test_a_token_is_not_shown(folders: dict[str, Path], key: str) -> None:
+    others = {"prompts": {"token": "t: "}, "default_prompt_name": "token"}
+    ours = _ours(folders["minilm"], model_kwargs={key: "hf_secret", **others})
+    assert "hf_secret" not in f"{ours!r} {ours} {ours.model_dump()} {ours.model_dump_json()}"
+    assert ours.model_kwargs == {key: "hf_secret", **others}
+    assert ours.model_dump()["model_kwargs"] == others
+    sent = [
+        _ours(folders["minilm"], model_kwargs={key: token})._arguments()["token"]
+        for token in ("hf_secret", SecretStr("hf_secret"), "**********", SecretStr("**********"), False)
+    ]
+    assert sent == ["hf_secret", "hf_secret", None, None, False]
+
+
+def test_the_model_goes_by_any_of_its_names(folders: dict[str, Path], tmp_path: Path) -> None:
+    path: Any = folders["minilm"]
+    named = _ours(folders["minilm"], cache_folder=tmp_path)
+    assert named == HuggingFaceBgeEmbeddings(path, query_instruction=OLD_QUERY, cache_folder=str(tmp_path))  # type: ignore[misc]
+    assert named == HuggingFaceBgeEmbeddings(model=path, query_instruction=OLD_QUERY, cache_folder=str(tmp_path))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="twice"):
+        HuggingFaceBgeEmbeddings(model=path, model_name=path)  # type: ignore[call-arg]
