@@ -14,6 +14,9 @@ from bge_integrations.langchain.documents import texts_of, with_scores
 from bge_integrations.langchain.fields import ModelFields, ModelName, Weight
 from bge_integrations.types import M3Embeddings
 
+_CHUNK = SCORED_AT_ONCE // 2
+"""Documents a step: while those of one are scored, the model is at the next."""
+
 
 class M3Fields(ModelFields):
     """The model and where it runs: the arguments of `BgeM3Embedder` but `outputs`."""
@@ -92,8 +95,9 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         if not documents:
             return []
         queries, scores = self.embedder.encode_queries([query]), list[float]()
-        for passages in self.embedder.iter_documents(texts_of(documents), SCORED_AT_ONCE):
+        for passages in self.embedder.iter_documents(texts_of(documents), _CHUNK):
             scores += self._scores(queries, passages)
+            del passages  # not kept until the next ones are there
         return self._best(documents, scores)
 
     async def acompress_documents(
@@ -103,8 +107,9 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         if not documents:
             return []
         queries, scores = await self.embedder.aencode_queries([query]), list[float]()
-        async for passages in self.embedder.aiter_documents(texts_of(documents), SCORED_AT_ONCE):
+        async for passages in self.embedder.aiter_documents(texts_of(documents), _CHUNK):
             scores += await asyncio.to_thread(self._scores, queries, passages)
+            del passages
         return self._best(documents, scores)
 
     @property
