@@ -21,6 +21,7 @@ from bge_integrations.types import M3Embeddings, SparseEmbedding
 OUTPUTS = ("dense", "sparse", "colbert")
 SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
 SCORED_AT_ONCE = 256  # pairs: the token vectors of a thousand passages of 512 tokens take 2 GB
+RERANKED_AT_ONCE = SCORED_AT_ONCE // 2  # passages: while those of one step are scored, the model is at the next
 
 Pair = tuple[str, str]
 

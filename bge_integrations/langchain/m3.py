@@ -9,13 +9,10 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, FiniteFloat, model_validator
 
-from bge_integrations.embed.m3 import OUTPUTS, SCORED_AT_ONCE, BgeM3Embedder, single_scores
+from bge_integrations.embed.m3 import OUTPUTS, RERANKED_AT_ONCE, BgeM3Embedder, single_scores
 from bge_integrations.langchain.documents import texts_of, with_scores
 from bge_integrations.langchain.fields import ModelFields, ModelName, Weight
 from bge_integrations.types import M3Embeddings
-
-_CHUNK = SCORED_AT_ONCE // 2
-"""Documents a step: while those of one are scored, the model is at the next."""
 
 
 class M3Fields(ModelFields):
@@ -95,7 +92,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         if not documents:
             return []
         queries, scores = self.embedder.encode_queries([query]), list[float]()
-        for passages in self.embedder.iter_documents(texts_of(documents), _CHUNK):
+        for passages in self.embedder.iter_documents(texts_of(documents), RERANKED_AT_ONCE):
             scores += self._scores(queries, passages)
             del passages  # not kept until the next ones are there
         return self._best(documents, scores)
@@ -107,7 +104,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         if not documents:
             return []
         queries, scores = await self.embedder.aencode_queries([query]), list[float]()
-        async for passages in self.embedder.aiter_documents(texts_of(documents), _CHUNK):
+        async for passages in self.embedder.aiter_documents(texts_of(documents), RERANKED_AT_ONCE):
             scores += await asyncio.to_thread(self._scores, queries, passages)
             del passages
         return self._best(documents, scores)

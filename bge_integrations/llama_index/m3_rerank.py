@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from llama_index.core.bridge.pydantic import model_validator
 
-from bge_integrations.embed.m3 import OUTPUTS, SCORED_AT_ONCE, BgeM3Embedder, single_scores
+from bge_integrations.embed.m3 import OUTPUTS, RERANKED_AT_ONCE, BgeM3Embedder, single_scores
 from bge_integrations.llama_index.component import PathName
 from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
 from bge_integrations.types import M3Embeddings
@@ -72,16 +72,18 @@ class BgeM3Rerank(BgeNodePostprocessor):
         if not texts:
             return []
         queries, scores = self.embedder.encode_queries([query]), list[float]()
-        for passages in self.embedder.iter_documents(texts, SCORED_AT_ONCE):
+        for passages in self.embedder.iter_documents(texts, RERANKED_AT_ONCE):
             scores += self._scores(queries, passages)
+            del passages  # not kept until the next ones are there
         return self._best(scores)
 
     async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
         if not texts:
             return []
         queries, scores = await self.embedder.aencode_queries([query]), list[float]()
-        async for passages in self.embedder.aiter_documents(texts, SCORED_AT_ONCE):
+        async for passages in self.embedder.aiter_documents(texts, RERANKED_AT_ONCE):
             scores += await asyncio.to_thread(self._scores, queries, passages)
+            del passages
         return self._best(scores)
 
     def _scores(self, query: M3Embeddings, passages: M3Embeddings) -> list[float]:

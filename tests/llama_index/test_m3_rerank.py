@@ -62,9 +62,9 @@ async def test_many_nodes_are_scored_a_few_at_a_time(reranker: BgeM3Rerank) -> N
     many = [NodeWithScore(node=TextNode(id_=str(number), text=f"number {number % 300}")) for number in range(600)]
     watched = Watched(**reranker.to_dict() | {"class_name": "BgeM3Rerank", "top_n": None}, cache=reranker.cache)
     ranked = watched.postprocess_nodes(many, query_str=QUERY)
-    assert at_once == [256, 256, 88]
+    assert at_once == [128, 128, 128, 128, 88]
     assert len(await watched.apostprocess_nodes(many, query_str=QUERY)) == len(ranked) == 600
-    assert at_once == [256, 256, 88] * 2
+    assert at_once == [128, 128, 128, 128, 88] * 2
     scores = {node.node_id: node.score for node in ranked}
     assert all(scores[str(n)] == pytest.approx(scores[str(n + 300)], abs=1e-5) for n in range(300))
 
