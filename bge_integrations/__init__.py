@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bge_integrations.errors import (
         BgeError,
         ClosedError,
+        DeviceLostError,
         FingerprintMismatchError,
         ForkedProcessError,
         InputTooLongError,
@@ -38,6 +39,7 @@ __all__ = [
     "BgeM3Embedder",
     "BgeReranker",
     "ClosedError",
+    "DeviceLostError",
     "FingerprintMismatchError",
     "ForkedProcessError",
     "InputTooLongError",

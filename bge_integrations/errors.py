@@ -11,6 +11,7 @@ BgeError
 |-- FingerprintMismatchError (ValueError)  a collection was filled by another model
 |-- OverBudgetError (MemoryError)       a model that can never fit the cache's budget
 |-- OverloadedError (RuntimeError)      too many calls are waiting
+|-- DeviceLostError (RuntimeError)      the device failed, and computes nothing more in this process
 |-- ForkedProcessError (RuntimeError)   a forked child cannot use what its parent had started
 `-- ClosedError (RuntimeError)          the engine or cache was closed while the call waited
 """
@@ -58,6 +59,10 @@ class OverBudgetError(BgeError, MemoryError):
 
 class OverloadedError(BgeError, RuntimeError):
     """Too many calls are waiting for one model."""
+
+
+class DeviceLostError(BgeError, RuntimeError):
+    """The device failed, and computes nothing more in this process: restart it."""
 
 
 class ForkedProcessError(BgeError, RuntimeError):

@@ -24,6 +24,7 @@ def test_public_names():
         "BgeM3Embedder",
         "BgeReranker",
         "ClosedError",
+        "DeviceLostError",
         "FingerprintMismatchError",
         "ForkedProcessError",
         "InputTooLongError",

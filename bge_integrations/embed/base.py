@@ -120,7 +120,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
             named = cuts if positions is None else [replace(cut, index=positions[cut.index]) for cut in cuts]
             self._report_cuts(named)
 
-        return Pending(self._starter("document")(checked_texts(texts), 0), self._result, report)
+        return Pending(self._starter("document")(checked_texts(texts), 0, False), self._result, report)
 
     def iter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> Iterator[E]:
         """Embeds any number of documents with flat memory.
@@ -226,16 +226,16 @@ class Embedder(ModelUser, ABC, Generic[E]):
         if cuts:
             self._report(cuts, self._recipe(self._resolved()).max_length, "text")
 
-    def _starter(self, side: Side) -> Callable[[list[str], int], Future[Output]]:
-        """The function that queues a chunk of texts of one side."""
+    def _starter(self, side: Side) -> Callable[[list[str], int, bool], Future[Output]]:
+        """The function that queues a chunk of texts of one side; see `Stream`."""
 
-        def start(chunk: list[str], index: int) -> Future[Output]:
+        def start(chunk: list[str], index: int, patient: bool) -> Future[Output]:
             texts = checked_texts(chunk, start=index)
-            return self._submit(texts, lambda part, offset: self._prepare(part, side, index + offset))
+            return self._submit(texts, lambda part, offset: self._prepare(part, side, index + offset, patient=patient))
 
         return start
 
-    def _prepare(self, texts: list[str], side: Side, first: int) -> Prepare[Output]:
+    def _prepare(self, texts: list[str], side: Side, first: int, *, patient: bool) -> Prepare[Output]:
         """What queues one call, whose texts the caller counts from `first`."""
 
         def prepare(resolved: Resolved) -> "Start[Output]":
@@ -255,6 +255,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
                     max_batch_tokens=self.max_batch_tokens,
                     check=self._check(recipe.max_length, "text"),
                     first=first,
+                    patient=patient,
                 )
 
             return start

@@ -62,6 +62,8 @@ class Call:
         head: What to keep of the hidden states.
         max_batch_tokens: Most tokens of a forward that this call takes part in.
         first: Index of the first text in what the caller gave, where that is more than this call; for messages.
+        patient: Where too many calls wait, it waits for admission instead of being refused.
+        alone: It shares no batch, as one that it shared has failed.
     """
 
     texts: Sequence[Any]
@@ -70,6 +72,8 @@ class Call:
     head: Head
     max_batch_tokens: int
     first: int = 0
+    patient: bool = False
+    alone: bool = False
     future: "Future[Output]" = field(default_factory=Future)
     served: int = 0
     last_turn: int = 0

@@ -11,7 +11,7 @@ from bge_integrations.inference.batch import Encoding
 from bge_integrations.inference.call import Call, Output
 from bge_integrations.inference.device_lock import device_lock
 from bge_integrations.inference.heads import Head
-from bge_integrations.inference.queue import Queue
+from bge_integrations.inference.queue import MAX_WAITING_CALLS, Queue
 from bge_integrations.inference.tokenize import TextTokenizer
 
 T = TypeVar("T")
@@ -40,13 +40,22 @@ class Engine:
         backend: The model's weights on a device.
         device: The device's name; forwards on one device take turns.
         max_batch_tokens: Tokens of a forward where a call names no limit.
+        max_waiting: Calls that may wait.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, backend: Backend, *, device: str, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        backend: Backend,
+        *,
+        device: str,
+        max_batch_tokens: int,
+        max_waiting: int = MAX_WAITING_CALLS,
+    ) -> None:
         self.tokenizer = tokenizer
         self.backend = backend
         self.max_batch_tokens = max_batch_tokens
-        self._queue = Queue(backend, device_lock(device))
+        self._queue = Queue(backend, device_lock(device), max_waiting=max_waiting)
 
     def submit(
         self,
@@ -57,21 +66,22 @@ class Engine:
         max_batch_tokens: int | None = None,
         check: Check = accept,
         first: int = 0,
+        patient: bool = False,
     ) -> Future[Output]:
         """Queues texts or pairs; `encode` tokenizes a window of them, with this engine's tokenizer.
 
-        Messages count them from `first`.
+        Messages count them from `first`. Where too many calls wait, a `patient` one waits for admission.
 
         Returns:
             A future of the rows that `head` describes, and of the items that were cut.
 
         Raises:
-            OverloadedError: Too many calls wait.
+            OverloadedError: Too many calls wait, and the call is not `patient`.
             ClosedError: The engine is closed.
         """
         if not items:
             raise ValueError("An engine needs at least one text.")
-        call = Call(items, encode, check, head, max_batch_tokens or self.max_batch_tokens, first)
+        call = Call(items, encode, check, head, max_batch_tokens or self.max_batch_tokens, first, patient)
         self._queue.submit(call)
         return call.future
 

@@ -8,17 +8,20 @@ a bulk job to end.
 import logging
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import numpy as np
 
-from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteError, OverloadedError
+from bge_integrations.errors import ClosedError, DeviceLostError, InputTooLongError, NonFiniteError, OverloadedError
 from bge_integrations.inference.backends.base import Backend, DeviceMemoryError, Launched
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.batching import BatchSize
-from bge_integrations.inference.call import Call, Item, Rows
+from bge_integrations.inference.call import Call, Item, Output, Rows
 from bge_integrations.inference.device_lock import DeviceLock
+from bge_integrations.inference.threads import PackageThread
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ class Queue:
     Args:
         backend: Where batches run.
         device: The device's lock; a forward holds it.
-        max_waiting: Calls that may wait; one more raises `OverloadedError`.
+        max_waiting: Calls among which batches are made. One more raises `OverloadedError`, or waits for its turn to be
+            one of them, as the call says.
     """
 
     def __init__(self, backend: Backend, device: DeviceLock, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
@@ -46,6 +50,7 @@ class Queue:
         self._max_waiting = max_waiting
         self._condition = threading.Condition()
         self._calls: list[Call] = []
+        self._outside: OrderedDict[Future[Output], Call] = OrderedDict()  # they wait to be among the calls
         self._closed = False
         self._worker: threading.Thread | None = None
         self._launched: _Batch | None = None
@@ -57,7 +62,7 @@ class Queue:
     @property
     def depth(self) -> int:
         """Calls that wait or run."""
-        return len(self._calls)
+        return len(self._calls) + len(self._outside)
 
     @property
     def worker(self) -> threading.Thread | None:
@@ -68,22 +73,37 @@ class Queue:
         """Adds a call; its future tells the rest. Never blocks.
 
         Raises:
-            OverloadedError: Too many calls wait.
-            ClosedError: The queue is closed.
+            OverloadedError: Too many calls wait, and the call does not queue for admission.
+            ClosedError: The queue is closed, or no thread can be started for it.
         """
         with self._condition:
             if self._closed:
                 raise ClosedError("The model was unloaded while the call waited; call again to load it anew.")
-            if len(self._calls) >= self._max_waiting:
+            full = self.depth >= self._max_waiting
+            if full and not call.patient:
                 raise OverloadedError(
-                    f"{len(self._calls)} calls wait for this model already. Try again later, or send fewer at a time."
+                    f"{self.depth} calls wait for this model already. Try again later, send fewer at a time, or await "
+                    "the async methods, which wait for their turn; ModelCache(max_waiting=...) sets the bound."
                 )
-            call.last_turn = self._turn
-            self._calls.append(call)
             if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="bge-engine", daemon=True)
-                self._worker.start()
-            self._condition.notify()
+                worker = PackageThread("bge-engine", self._work)
+                worker.start()
+                self._worker = worker
+            if full:
+                self._outside[call.future] = call
+            else:
+                self._admit(call)
+        if full:
+            call.future.add_done_callback(self._forget)
+
+    def _admit(self, call: Call) -> None:
+        call.last_turn = self._turn
+        self._calls.append(call)
+        self._condition.notify()
+
+    def _forget(self, cancelled: "Future[Output]") -> None:
+        with self._condition:
+            self._outside.pop(cancelled, None)
 
     def close(self) -> None:
         """Ends the worker after its running batch; calls that still wait get `ClosedError`."""
@@ -98,12 +118,16 @@ class Queue:
             worker.join(timeout)
 
     def _work(self) -> None:
-        while self._step():
-            pass
-        with self._condition:
-            for call in self._calls:
+        try:
+            while self._step():
+                pass
+        finally:
+            with self._condition:
+                waiting = [*self._calls, *self._outside.values()]
+                self._calls.clear()
+                self._outside.clear()
+            for call in waiting:
                 call.fail(ClosedError("The model was closed while the call waited."))
-            self._calls.clear()
 
     def _step(self) -> bool:
         """Runs one batch; False when the queue is closed.
@@ -125,6 +149,8 @@ class Queue:
             while True:
                 # This may let go of the last user of the model, and so close the queue from within.
                 self._calls[:] = [call for call in self._calls if not call.done]
+                while self._outside and len(self._calls) < self._max_waiting:
+                    self._admit(self._outside.popitem(last=False)[1])
                 if self._closed:
                     return []
                 if self._calls or self._launched:
@@ -147,7 +173,7 @@ class Queue:
         """Takes texts, call after call, until the budget is full; a call that can't be tokenized fails alone."""
         size, items, limit = BatchSize(self._backend.padded), list[Item](), self._budget or sys.maxsize
         for call in calls:
-            if items and call.head != items[0].call.head:
+            if items and (call.alone or items[0].call.alone or call.head != items[0].call.head):
                 continue
             try:
                 call.refill(LOOKAHEAD * call.max_batch_tokens)
@@ -184,18 +210,33 @@ class Queue:
         rows = self._finite(items, rows)
         self._count(items)
         for call, chosen in _by_call(items).items():
-            call.deliver([items[i].index for i in chosen], rows[chosen])
+            call.alone = False
+            try:
+                call.deliver([items[i].index for i in chosen], rows[chosen])
+            except BaseException as error:  # such as no memory for its rows; the others have theirs
+                call.fail(error)
 
     @contextmanager
     def _told(self, items: list[Item]) -> Iterator[None]:
-        """Makes the batch smaller after an out-of-memory, and gives any other error to its callers."""
+        """Makes the batch smaller after an out-of-memory, and gives any other error to the call that caused it."""
         try:
             yield
         except DeviceMemoryError as error:
             self._halve(items, error)
-        except BaseException as error:  # every caller in the batch gets it, whatever it is; the worker lives on
-            for call in {item.call for item in items}:
+        except BaseException as error:  # whatever it is, the worker lives on
+            self._blame(items, error)
+
+    def _blame(self, items: Sequence[Item], error: BaseException) -> None:
+        """Gives an error to the call it came from: those that shared the batch run once more, each alone."""
+        calls = _by_call(items)
+        if len(calls) == 1 or isinstance(error, DeviceLostError | SystemExit):
+            for call in calls:
                 call.fail(error)
+            return
+        logger.warning("a batch of %d calls failed, so each of them runs alone: %s", len(calls), error)
+        for call, chosen in calls.items():
+            call.alone = True
+            call.put_back([items[i] for i in chosen])
 
     def _forward(self, items: Sequence[Item], *, exact: bool = False) -> Rows | Launched:
         batch = TokenBatch.of([item.encoding for item in items])

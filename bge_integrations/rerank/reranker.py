@@ -203,10 +203,10 @@ class BgeReranker(ModelUser):
         size = PROGRESS_CHUNK if show_progress else max(1, len(pairs))
         return Stream(pairs, self._start, size, convert=as_they_are, report=self._report_cuts, bar=show_progress)
 
-    def _start(self, pairs: list[Pair], first: int) -> Future[Output]:
-        return self._submit(pairs, lambda part, offset: self._prepare(part, first + offset))
+    def _start(self, pairs: list[Pair], first: int, patient: bool) -> Future[Output]:
+        return self._submit(pairs, lambda part, offset: self._prepare(part, first + offset, patient=patient))
 
-    def _prepare(self, pairs: list[Pair], first: int) -> Prepare[Output]:
+    def _prepare(self, pairs: list[Pair], first: int, *, patient: bool) -> Prepare[Output]:
         """What queues one call, whose pairs the caller counts from `first`."""
 
         def prepare(resolved: Resolved) -> "Start[Output]":
@@ -220,6 +220,7 @@ class BgeReranker(ModelUser):
                     max_batch_tokens=self.max_batch_tokens,
                     check=self._check(recipe.max_length, "pair"),
                     first=first,
+                    patient=patient,
                 )
 
             return start

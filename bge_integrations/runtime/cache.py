@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 
 from bge_integrations.inference.device_lock import forget_device_locks, hold_devices, let_devices_go
 from bge_integrations.inference.engine import Engine
+from bge_integrations.inference.queue import MAX_WAITING_CALLS
+from bge_integrations.inference.threads import PackageThread, answer, ending, refuse_lost_threads
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
-from bge_integrations.runtime.ending import ending, stop
+from bge_integrations.runtime.ending import stop_threads
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
 from bge_integrations.runtime.locate import forget_download_lock, locate, names_of
 from bge_integrations.runtime.residents import Resident, Residents
@@ -44,9 +46,12 @@ class ModelCache:
         budget: Most bytes of weights on each device: bytes, a size such as "20GiB", or a fraction of the device's
             memory as a float. None sets no limit.
         name: A pickled cache comes back, in any process, as the one cache of its name. None makes a private name.
+        max_waiting: Calls that may wait for one model, or run on it. Beyond that, async calls wait for their turn, in
+            the order in which they came; others raise `OverloadedError` at once, as `submit_documents` in a server that
+            would rather refuse a request than keep it waiting.
 
     Raises:
-        ValueError: `budget` is not a size.
+        ValueError: `budget` is not a size, or `max_waiting` not a whole number above 0.
 
     Example:
         >>> cache = ModelCache(budget="20GiB")
@@ -54,10 +59,19 @@ class ModelCache:
         []
     """
 
-    def __init__(self, budget: int | float | str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        budget: int | float | str | None = None,
+        name: str | None = None,
+        *,
+        max_waiting: int = MAX_WAITING_CALLS,
+    ) -> None:
         self.budget = budget
         self.name = name or f"cache-{os.urandom(6).hex()}"
-        self._residents = Residents(parse_budget(budget))
+        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
+            raise ValueError(f"max_waiting={max_waiting!r} must be a whole number above 0.")
+        self.max_waiting = max_waiting
+        self._residents = Residents(parse_budget(budget), self.max_waiting)
         self._lock = threading.Lock()
         self._known: dict[ModelSource, Resolved] = {}
         self._folders = FolderWatch()
@@ -79,7 +93,12 @@ class ModelCache:
 
         Returns:
             A future of what the call gives. Cancelling it cancels the call.
+
+        Raises:
+            ClosedError: The interpreter ends.
+            RuntimeError: Threads were monkey-patched after this package had been imported.
         """
+        refuse_lost_threads()
         outcome: Future[T] = Future()
         resolved = self._current(source)
         resident = self._residents.lease_if_ready(resolved.key) if resolved else None
@@ -87,12 +106,11 @@ class ModelCache:
             self._serve(resident, resolved, prepare, outcome)
             return outcome
         with self._lock:
-            missed = self._missed.setdefault(source, [])
-            missed.append((prepare, outcome))
-            if len(missed) == 1:
-                thread = threading.Thread(target=self._fetch, args=(source,), name="bge-loader", daemon=True)
-                self._loaders.add(thread)
+            if source not in self._missed:
+                thread = PackageThread("bge-loader", self._fetch, source)
                 thread.start()
+                self._loaders.add(thread)
+            self._missed.setdefault(source, []).append((prepare, outcome))
         return outcome
 
     def resolve(self, source: ModelSource) -> Resolved:
@@ -112,7 +130,7 @@ class ModelCache:
 
         Returns:
             `models`, a list with one dict a resident model (model, revision, backend, device, dtype, bytes, engine,
-            leases, queue_depth, batches, tokens, truncations), `loads`, `evictions`, and `budget`.
+            leases, queue_depth, batches, tokens, truncations), `loads`, `evictions`, `budget` and `max_waiting`.
         """
         models = [
             asdict(resident.key)
@@ -121,7 +139,8 @@ class ModelCache:
             for resident in self._residents.loaded()
         ]
         loads, evictions = self._residents.loads, self._residents.evictions
-        return {"models": models, "loads": loads, "evictions": evictions, "budget": self.budget}
+        settings = {"budget": self.budget, "max_waiting": self.max_waiting}
+        return {"models": models, "loads": loads, "evictions": evictions} | settings
 
     def unload(self, model: str) -> int:
         """Frees a model on every device, after the calls in flight; calls that come meanwhile load it anew.
@@ -140,7 +159,7 @@ class ModelCache:
         return self._residents.leave(lambda _: True)
 
     def __repr__(self) -> str:
-        return f"ModelCache(budget={self.budget!r}, name={self.name!r})"
+        return f"ModelCache(budget={self.budget!r}, name={self.name!r}, max_waiting={self.max_waiting})"
 
     def __copy__(self) -> "ModelCache":
         return self
@@ -149,7 +168,7 @@ class ModelCache:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _cache_named, (self.name, self.budget)
+        return _cache_named, (self.name, self.budget, self.max_waiting)
 
     def abandon(self) -> bool:
         """In a forked child: leaves the parent's models alone, neither used nor freed, and begins anew.
@@ -181,15 +200,14 @@ class ModelCache:
             work = prepare(resolved)(resident.loaded)
         except BaseException as error:
             self._residents.release(resident)
-            _fail(outcome, error)
+            answer(outcome, None, error)
             return
 
         def finish(done: "Future[T]") -> None:
             self._residents.release(resident)
-            if ending.is_set() or done.cancelled() or not outcome.set_running_or_notify_cancel():
-                return
-            error = done.exception()
-            outcome.set_result(done.result()) if error is None else outcome.set_exception(error)
+            if not done.cancelled():
+                error = done.exception()
+                answer(outcome, done.result() if error is None else None, error)
 
         running = weakref.ref(work)  # a cycle would keep a finished call's vectors until the next garbage collection
 
@@ -209,7 +227,7 @@ class ModelCache:
             resident = self._residents.lease(resolved)
         except BaseException as error:
             for _, outcome in self._missed_calls(source):
-                _fail(outcome, error)
+                answer(outcome, None, error)
             return
         for prepare, outcome in self._missed_calls(source):
             self._residents.lease_again(resident)
@@ -238,7 +256,7 @@ class ModelCache:
                 except Exception as error:
                     with self._lock:
                         waiting.remove(call)
-                    _fail(call[1], error)
+                    answer(call[1], None, error)
 
     def _missed_calls(self, source: ModelSource) -> list[tuple[Prepare[Any], Future[Any]]]:
         with self._lock:
@@ -256,14 +274,9 @@ def default_cache() -> ModelCache:
     return _default
 
 
-def _cache_named(name: str, budget: int | float | str | None) -> ModelCache:
+def _cache_named(name: str, budget: int | float | str | None, max_waiting: int) -> ModelCache:
     with _naming:
-        return _caches.get(name) or ModelCache(budget, name)
-
-
-def _fail(outcome: Future[Any], error: BaseException) -> None:
-    if not ending.is_set() and outcome.set_running_or_notify_cancel():
-        outcome.set_exception(error)
+        return _caches.get(name) or ModelCache(budget, name, max_waiting=max_waiting)
 
 
 def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
@@ -279,12 +292,12 @@ def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
 
 
 def _at_exit() -> None:
-    """Calls that wait get no answer: it would only wake their threads to die with a traceback."""
+    """Calls that still wait are answered late, if at all (`answer`)."""
     ending.set()
     for cache in list(_caches.values()):
         for resident in cache._residents.loaded():  # noqa: SLF001
             resident.loaded.close()
-    stop(thread for thread in threading.enumerate() if thread.name.startswith("bge-"))
+    stop_threads()
 
 
 def _after_fork_in_child() -> None:
@@ -300,6 +313,6 @@ def _after_fork_in_child() -> None:
     forget_download_lock()
 
 
+atexit.register(_at_exit)  # before weakref's own hook, which the first cache registers: finalizers may still call
 _default = ModelCache(name="default")
-atexit.register(_at_exit)
 os.register_at_fork(before=hold_devices, after_in_parent=let_devices_go, after_in_child=_after_fork_in_child)

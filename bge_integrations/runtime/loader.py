@@ -46,8 +46,8 @@ def single_threaded_from_now_on() -> None:
     torch.set_num_threads(1)
 
 
-def load(resolved: Resolved) -> Engine:
-    """Loads tokenizer and weights onto the device.
+def load(resolved: Resolved, max_waiting: int) -> Engine:
+    """Loads tokenizer and weights onto the device, for a queue of `max_waiting` calls.
 
     Raises:
         MissingWeightsError: The checkpoint lacks a tensor that the model needs, or is not made of tensors alone.
@@ -82,6 +82,7 @@ def load(resolved: Resolved) -> Engine:
         backend,
         device=key.device,
         max_batch_tokens=default_batch_tokens(key.device),
+        max_waiting=max_waiting,
     )
 
 

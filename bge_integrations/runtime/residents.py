@@ -9,6 +9,7 @@ from bge_integrations.errors import OverBudgetError
 from bge_integrations.inference.engine import Engine
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import total_bytes
+from bge_integrations.runtime.ending import despite_shutdown
 from bge_integrations.runtime.source import ModelKey, Resolved
 from bge_integrations.runtime.weights import loaded_bytes
 
@@ -52,12 +53,15 @@ class Residents:
     Args:
         budget: Most bytes of weights on each device: bytes as an int, a fraction of the device as a float, None for no
             limit.
+        max_waiting: Calls that may wait for a model.
     """
 
-    def __init__(self, budget: int | float | None) -> None:
+    def __init__(self, budget: int | float | None, max_waiting: int) -> None:
         self._budget = budget
+        self._max_waiting = max_waiting
         self._changed = threading.Condition()
         self._table: dict[ModelKey, Resident] = {}
+        self._arriving: dict[Resident, int] = {}
         self._clock = 0
         self.loads = self.evictions = 0
 
@@ -96,7 +100,7 @@ class Residents:
             resident = self._table[key] = Resident(key)
         try:
             self._make_room(resident, nbytes)
-            engine = loader.load(resolved)
+            engine = despite_shutdown(lambda: loader.load(resolved, self._max_waiting))
         except BaseException:
             self._remove(resident)
             raise
@@ -147,6 +151,7 @@ class Residents:
         """In a forked child: forgets the parent's models without freeing them, and returns them."""
         left = list(self._table.values())
         self._table.clear()
+        self._arriving.clear()
         self._changed = threading.Condition()
         return left
 
@@ -157,7 +162,11 @@ class Residents:
         return resident
 
     def _make_room(self, newcomer: Resident, nbytes: int) -> None:
-        """Reserves `nbytes`, evicting idle models by least recent use and waiting for busy ones."""
+        """Reserves `nbytes`, evicting models by least recent use: idle ones at once, busy ones after their calls.
+
+        Loads get room in the order in which they came, so none waits for ever; one passes the others where that takes
+        no room from them.
+        """
         if self._budget is None:
             return
         device = newcomer.key.device
@@ -168,21 +177,53 @@ class Residents:
                 f"{newcomer.key.model} needs {nbytes:,} bytes on {device}, and the cache's budget there is {limit:,}. "
                 f"Resident now: {holders or 'nothing'}. Raise the budget, or load it in a smaller dtype."
             )
-        while True:
+        leaving: list[Resident] = []
+        with self._changed:
+            self._arriving[newcomer] = nbytes
+        try:
+            while not self._reserve(newcomer, limit, leaving):
+                for resident in [r for r in leaving if not r.leases]:
+                    logger.info("evicting %s from %s for %s", resident.key.model, device, newcomer.key.model)
+                    leaving.remove(resident)
+                    self._free(resident)
+        finally:
             with self._changed:
-                neighbours = [r for r in self._table.values() if r.key.device == device]
-                if sum(r.nbytes for r in neighbours) + nbytes <= limit:
-                    newcomer.nbytes = nbytes
-                    return
-                idle = [r for r in neighbours if r.ready and not r.leases]
-                if not idle:
-                    self._changed.wait()
-                    continue
-                oldest = min(idle, key=lambda r: r.used)
-                oldest.leaving = True
+                del self._arriving[newcomer]
+                for resident in leaving:  # the load is given up: they stay, and serve again
+                    resident.leaving = False
+                    self.evictions -= 1
+                self._changed.notify_all()
+
+    def _reserve(self, newcomer: Resident, limit: int, leaving: list[Resident]) -> bool:
+        """Reserves the newcomer's room if it is free; else waits until something may be freed.
+
+        Args:
+            newcomer: One of `_arriving`.
+            limit: The device's budget.
+            leaving: The models that leave for it; those chosen here are added.
+
+        Returns:
+            Whether it has its room.
+        """
+        with self._changed:
+            nbytes = self._arriving[newcomer]
+            neighbours = [r for r in self._table.values() if r.key.device == newcomer.key.device]
+            arriving = [r for r in self._arriving if r.key.device == newcomer.key.device]
+            earlier = arriving[: arriving.index(newcomer)]
+            staying = sum(r.nbytes for r in neighbours if not r.leaving)
+            fits = staying + sum(self._arriving[r] for r in earlier) + nbytes <= limit
+            if fits and sum(r.nbytes for r in neighbours) + nbytes <= limit:
+                newcomer.nbytes = nbytes
+                return True
+            candidates = [r for r in neighbours if r.ready]
+            if not fits and not earlier and candidates:
+                chosen = min(candidates, key=lambda r: (r.leases > 0, r.used))
+                chosen.leaving = True  # it takes no new calls, so they can't keep it
                 self.evictions += 1
-            logger.info("evicting %s from %s for %s", oldest.key.model, device, newcomer.key.model)
-            self._free(oldest)
+                leaving.append(chosen)
+            elif all(r.leases for r in leaving):
+                self._changed.wait()
+            return False
 
     def _free(self, resident: Resident) -> None:
         resident.loaded.close()

@@ -25,7 +25,8 @@ class Stream(Generic[T, R]):
 
     Args:
         items: Any iterable, read as it is needed.
-        start: Queues a chunk that begins at an index.
+        start: Queues a chunk that begins at an index. Where too many calls wait, an async caller's chunk waits for
+            admission, as its third argument says.
         size: Items a chunk.
         convert: Makes of a chunk's rows what is yielded.
         report: Told at the end which items were cut.
@@ -35,7 +36,7 @@ class Stream(Generic[T, R]):
     def __init__(
         self,
         items: Iterable[T],
-        start: Callable[[list[T], int], Future[Output]],
+        start: Callable[[list[T], int, bool], Future[Output]],
         size: int,
         *,
         convert: Callable[[Rows], R],
@@ -54,12 +55,12 @@ class Stream(Generic[T, R]):
 
     def __iter__(self) -> Iterator[R]:
         with self:
-            while (future := self._next()) is not None:
+            while (future := self._next(patient=False)) is not None:
                 yield self._taken(wait(future))
 
     async def __aiter__(self) -> AsyncIterator[R]:
         with self:
-            while (future := self._next()) is not None:
+            while (future := self._next(patient=True)) is not None:
                 yield self._taken(await awaited(future))
 
     def __enter__(self) -> "Stream[T, R]":
@@ -73,9 +74,9 @@ class Stream(Generic[T, R]):
         if self._cuts and error in (None, GeneratorExit):
             self._report(self._cuts)
 
-    def _next(self) -> Future[Output] | None:
+    def _next(self, *, patient: bool) -> Future[Output] | None:
         while len(self._queued) < 2 and (chunk := list(islice(self._items, self._size))):
-            self._queued.append(self._start(chunk, self._read))
+            self._queued.append(self._start(chunk, self._read, patient))
             self._read += len(chunk)
         return self._queued.popleft() if self._queued else None
 

@@ -123,8 +123,9 @@ class Bench:
         max_batch_tokens: int = 64,
         encode: Callable[[Sequence[str]], list[Encoding]] = encode,
         check: Callable[[int, Encoding], None] = accept,
+        patient: bool = False,
     ) -> "Future[Output]":
-        call = Call(texts, encode, check, head, max_batch_tokens)
+        call = Call(texts, encode, check, head, max_batch_tokens, patient=patient)
         self.queue.submit(call)
         return call.future
 

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteError, OverloadedError
+from bge_integrations.errors import ClosedError, DeviceLostError, InputTooLongError, NonFiniteError, OverloadedError
 from bge_integrations.inference.batch import Encoding
 from bge_integrations.inference.heads import Logit
 from bge_integrations.inference.queue import CLEAN_BATCHES
@@ -20,21 +20,96 @@ class WorkerGone(BaseException):
     """Something that `except Exception` does not catch."""
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), WorkerGone("broken"), RuntimeError("CUDA out of memory")])
-def test_an_error_reaches_every_caller_in_the_batch_and_the_worker_lives_on(bench, rows_of, error):
-    futures = []
+ERRORS = [RuntimeError("broken"), WorkerGone("broken"), RuntimeError("CUDA out of memory")]
 
+
+@pytest.fixture
+def share(bench):
+    """Has calls wait while a first batch runs, so that those of one head share the second; gives their futures."""
+
+    def share(*calls, during):
+        futures = []
+
+        def waiting(seen):
+            if len(bench.seen) == 1:
+                futures.extend(bench.submit(texts, **arguments) for texts, arguments in calls)
+            else:
+                during(seen)
+
+        bench.backend.during = waiting
+        bench.rows(["first"])
+        return futures
+
+    return share
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_of_a_shared_batch_reaches_the_call_it_comes_from_alone(bench, rows_of, share, error):
     def during(seen):
-        if len(bench.seen) == 1:
-            futures.extend(bench.submit([text]) for text in "abc")
-            futures.append(bench.submit(["of another head"], head=Logit()))
-        elif len(bench.seen) == 2:
+        if "guilty" in seen.texts:
             raise error
 
-    bench.backend.during = during
-    bench.rows(["first"])
-    assert [future.exception(timeout=30) for future in futures] == [error, error, error, None]
+    texts = [f"call {number}" for number in range(20)]
+    calls = [([text], {"max_batch_tokens": 999}) for text in [*texts, "guilty"]]
+    futures = share(*calls, (["of another head"], {"head": Logit()}), during=during)
+    assert [future.exception(timeout=30) for future in futures] == [None] * 20 + [error, None]
+    assert [future.result().rows.tolist() for future in futures[:20]] == [rows_of([text]) for text in texts]
+    assert sum("guilty" in seen.texts for seen in bench.seen) == 2
+    assert len(bench.seen) == 1 + 1 + 21 + 1  # the first, the shared one, each of its calls, the other head
     assert bench.rows(["after"]) == rows_of(["after"])
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_of_every_batch_reaches_every_caller_and_the_worker_lives_on(bench, rows_of, share, error):
+    broken = True
+
+    def during(seen):
+        if broken:
+            raise error
+
+    futures = share(*(([text], {}) for text in "abc"), during=during)
+    assert [future.exception(timeout=30) for future in futures] == [error] * 3
+    assert len(bench.seen) == 1 + 1 + 3
+    broken = False
+    assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_an_error_that_does_not_come_again_reaches_nobody(bench, rows_of, share):
+    def during(seen):
+        if len(bench.seen) == 2:
+            raise RuntimeError("once")
+
+    futures = share(*(([text], {}) for text in "abc"), during=during)
+    assert [future.result(timeout=30).rows.tolist() for future in futures] == [rows_of([text]) for text in "abc"]
+    assert [len(seen.texts) for seen in bench.seen] == [1, 3, 1, 1, 1]
+
+
+def test_a_bulk_call_that_shared_a_failing_batch_goes_on_and_shares_again(bench, rows_of, share):
+    def during(seen):
+        if "guilty" in seen.texts:
+            raise RuntimeError("broken")
+        if len(bench.seen) == 12:
+            late.append(bench.submit(["late"]))
+
+    late = []
+    bulk, guilty, query = share((TEXTS, {}), (["guilty"], {}), (["query"], {}), during=during)
+    assert str(guilty.exception(timeout=30)) == "broken"
+    assert query.result(timeout=30).rows.tolist() == rows_of(["query"])
+    assert bulk.result(timeout=30).rows.tolist() == rows_of(TEXTS)
+    assert late[0].result(timeout=30).rows.tolist() == rows_of(["late"])
+    assert len(bench.seen[bench.batch_of("late")].texts) > 1
+    assert len(bench.seen) < 60  # some 50 of the bulk call's own
+
+
+def test_a_lost_device_fails_every_call_of_the_batch_at_once(bench, share):
+    error = DeviceLostError("CUDA error: device-side assert triggered")
+
+    def during(seen):
+        raise error
+
+    futures = share(*(([text], {}) for text in "abc"), during=during)
+    assert [future.exception(timeout=30) for future in futures] == [error] * 3
+    assert len(bench.seen) == 2
 
 
 def test_a_call_that_can_not_be_tokenized_fails_alone_and_names_its_text(bench, rows_of):
@@ -144,9 +219,57 @@ def test_one_call_too_many_is_refused_at_once(make_bench, rows_of):
 
     bench.on_batch(0, fill)
     assert bench.rows(["first"]) == rows_of(["first"])
-    assert refused == ["3 calls wait for this model already. Try again later, or send fewer at a time."]
+    assert len(refused) == 1
+    assert refused[0].startswith("3 calls wait for this model already. Try again later,")
     assert [future.result(timeout=30).rows.tolist() for future in futures] == [rows_of(["a"]), rows_of(["b"])]
     assert bench.rows(["after"]) == rows_of(["after"])
+
+
+def test_patient_calls_are_admitted_in_their_order_and_none_is_refused(make_bench, rows_of):
+    bench = make_bench(max_waiting=3)
+    texts = [f"{number:08}" for number in range(50)]
+    futures = []
+    bench.on_batch(0, lambda: futures.extend(bench.submit([text], patient=True) for text in texts))
+    bench.rows(["first"])
+    assert [future.result(timeout=30).rows.tolist() for future in futures] == [rows_of([text]) for text in texts]
+    assert [text for seen in bench.seen[1:] for text in sorted(seen.texts)] == texts
+    assert max(len(seen.texts) for seen in bench.seen) == 3
+    assert bench.queue.depth == 0
+
+
+def test_calls_outside_count_as_waiting_and_leave_when_they_are_cancelled(make_bench, rows_of):
+    bench = make_bench(max_waiting=2)
+    futures, depths = [], []
+
+    def fill():
+        futures.extend(bench.submit([text], patient=True) for text in "abcde")
+        depths.append(bench.queue.depth)
+        with pytest.raises(OverloadedError, match="6 calls wait"):
+            bench.submit(["hasty"])
+        for future in futures[1:4]:
+            future.cancel()
+        depths.append(bench.queue.depth)
+
+    bench.on_batch(0, fill)
+    bench.rows(["first"])
+    assert futures[0].result(timeout=30).rows.tolist() == rows_of(["a"])
+    assert futures[4].result(timeout=30).rows.tolist() == rows_of(["e"])
+    assert depths == [6, 3]
+    assert not {"b", "c", "d"} & {text for seen in bench.seen for text in seen.texts}
+
+
+def test_closing_fails_the_calls_outside_too(make_bench):
+    bench = make_bench(max_waiting=2)
+    futures = []
+
+    def fill():
+        futures.extend(bench.submit([text], patient=True) for text in "abc")
+        bench.queue.close()
+
+    bench.on_batch(0, fill)
+    bench.rows(["first"])
+    for future in futures:
+        assert isinstance(future.exception(timeout=30), ClosedError)
 
 
 def test_closing_finishes_the_running_batch_and_fails_what_waits(bench, rows_of):

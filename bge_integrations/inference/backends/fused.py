@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from bge_integrations.inference.threads import PackageThread
+
 logger = logging.getLogger(__name__)
 
 FUSE_AFTER = 5_000_000
@@ -46,7 +48,7 @@ class Fusing:
     def _record(self) -> None:
         def start(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hook.remove()
-            self.thread = threading.Thread(target=self._compile, args=(args, kwargs), name="bge-fusing", daemon=True)
+            self.thread = PackageThread("bge-fusing", self._compile, args, kwargs)
             self.thread.start()
 
         hook = self._layers[0].register_forward_pre_hook(start, with_kwargs=True)

@@ -15,7 +15,7 @@ from bge_integrations.inference.backends.fused import Fusing
 from bge_integrations.inference.backends.graphs import Arrays, ForwardGraphs
 from bge_integrations.inference.backends.m3 import m3_rows
 from bge_integrations.inference.backends.pooling import dense_rows
-from bge_integrations.inference.backends.transfer import to_device, to_host
+from bge_integrations.inference.backends.transfer import device_errors, to_device, to_host
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.call import Rows
 from bge_integrations.inference.heads import M3, Dense, Head, TokenLogit
@@ -44,7 +44,7 @@ class ModuleBackend(ABC):
         """One forward; see `Backend.run`."""
         try:
             model = copy.deepcopy(self._model).float() if exact else self._model
-            with torch.inference_mode():
+            with device_errors(), torch.inference_mode():
                 rows = self.rows(model, batch, head)
                 return to_host(rows) if isinstance(rows, torch.Tensor) else rows
         except torch.OutOfMemoryError as error:

@@ -1,11 +1,14 @@
 """Copies to and from a device that wait for nothing: on CUDA they run beside what is being computed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bge_integrations.errors import DeviceLostError
 from bge_integrations.inference.backends.base import Launched
 from bge_integrations.inference.call import Rows
 
@@ -14,6 +17,19 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """The numbers on a device."""
     host = torch.from_numpy(array)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Tells an error after which CUDA computes nothing more in this process from those of one batch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("CUDA error"):
+            raise
+        raise DeviceLostError(
+            f"The device failed, and computes nothing more in this process; restart it. ({error})"
+        ) from error
 
 
 class HostCopy:
@@ -32,7 +48,8 @@ class HostCopy:
     def wait(self) -> NDArray[np.float32]:
         """The numbers, once they are there."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            with device_errors():
+                self._arrived.synchronize()
         array: NDArray[np.float32] = self._host.numpy()
         return array
 
