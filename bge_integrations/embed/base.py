@@ -20,7 +20,7 @@ from bge_integrations.inference.inputs import checked_texts, iterable_of_texts
 from bge_integrations.runtime.cache import ModelCache, Prepare, Start
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.source import Kind, Resolved
-from bge_integrations.runtime.stream import Stream, as_they_are
+from bge_integrations.runtime.stream import Stream, as_they_are, off_loop
 from bge_integrations.runtime.user import BackendName, ModelUser, OnTruncate, positive
 from bge_integrations.types import Pooling
 
@@ -208,7 +208,9 @@ class Embedder(ModelUser, ABC, Generic[E]):
 
     async def _aencode(self, texts: Iterable[str], side: Side, show_progress: bool) -> E:
         parts = [rows async for rows in self._all(texts, side, show_progress)]
-        return self._result(_joined(parts)) if parts else await asyncio.to_thread(self._no_result)
+        if not parts:
+            return await asyncio.to_thread(self._no_result)
+        return await off_loop(sum(map(len, parts)), lambda: self._result(_joined(parts)))
 
     def _all(self, texts: Iterable[str], side: Side, show_progress: bool) -> Stream[str, Rows]:
         """All texts as one call, or, for a bar to move, in chunks."""

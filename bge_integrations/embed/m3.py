@@ -15,6 +15,7 @@ from bge_integrations.inference.heads import M3, Dense, Head
 from bge_integrations.inference.inputs import checked_pairs
 from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.stream import off_loop
 from bge_integrations.runtime.user import BackendName, OnTruncate
 from bge_integrations.types import M3Embeddings, SparseEmbedding
 
@@ -113,7 +114,9 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         everything, scores = self.with_outputs(*OUTPUTS), _Scores(weights)
         for chunk in _chunks(checked_pairs(pairs)):
             queries, passages = _sides(chunk)
-            scores.add(chunk, await everything.aencode_queries(queries), await everything.aencode_documents(passages))
+            of_queries = await everything.aencode_queries(queries)
+            of_passages = await everything.aencode_documents(passages)
+            await off_loop(sum(map(len, of_passages.colbert or [])), scores.add, chunk, of_queries, of_passages)
         return scores.lists
 
     @property

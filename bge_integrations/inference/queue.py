@@ -79,6 +79,8 @@ class Queue:
         with self._condition:
             if self._closed:
                 raise ClosedError("The model was unloaded while the call waited; call again to load it anew.")
+            if not call.patient and self.depth >= self._max_waiting:
+                self._drop_done()
             full = self.depth >= self._max_waiting
             if full and not call.patient:
                 raise OverloadedError(
@@ -95,6 +97,9 @@ class Queue:
                 self._admit(call)
         if full:
             call.future.add_done_callback(self._forget)
+
+    def _drop_done(self) -> None:
+        self._calls[:] = [call for call in self._calls if not call.done]
 
     def _admit(self, call: Call) -> None:
         call.last_turn = self._turn
@@ -148,7 +153,7 @@ class Queue:
         with self._condition:
             while True:
                 # This may let go of the last user of the model, and so close the queue from within.
-                self._calls[:] = [call for call in self._calls if not call.done]
+                self._drop_done()
                 while self._outside and len(self._calls) < self._max_waiting:
                     self._admit(self._outside.popitem(last=False)[1])
                 if self._closed:

@@ -14,7 +14,7 @@ from bge_integrations.inference.inputs import checked_pairs, checked_texts
 from bge_integrations.rerank.recipe import ARGUMENTS, Recipe, check_layers, layer_numbers, layers_of
 from bge_integrations.runtime.cache import ModelCache, Prepare, Start
 from bge_integrations.runtime.source import Kind, Resolved
-from bge_integrations.runtime.stream import Stream, as_they_are
+from bge_integrations.runtime.stream import Stream, as_they_are, off_loop
 from bge_integrations.runtime.user import BackendName, ModelUser, OnTruncate, positive
 from bge_integrations.types import RerankResult
 
@@ -127,8 +127,9 @@ class BgeReranker(ModelUser):
 
     async def ascore(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
         """As `score`, without blocking the event loop."""
-        parts = [rows async for rows in self._stream(checked_pairs(pairs), show_progress)]
-        return self._scores(_joined(parts)[:, -1])
+        listed = checked_pairs(pairs)
+        parts = [rows async for rows in self._stream(listed, show_progress)]
+        return await off_loop(len(listed), lambda: self._scores(_joined(parts)[:, -1]))
 
     def score_layers(self, pairs: Iterable[Pair], show_progress: bool = False) -> NDArray[np.float64]:
         """Scores pairs after each of a layerwise reranker's `cutoff_layers`; otherwise as `score`.
@@ -167,7 +168,8 @@ class BgeReranker(ModelUser):
     async def arerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
         """As `rerank`, without blocking the event loop."""
         pairs = _pairs_of(query, documents, top_n)
-        return self._ranked(pairs, _joined([rows async for rows in self._stream(pairs)])[:, -1], top_n)
+        parts = [rows async for rows in self._stream(pairs)]
+        return await off_loop(len(pairs), lambda: self._ranked(pairs, _joined(parts)[:, -1], top_n))
 
     def describe(self) -> dict[str, object]:
         """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""

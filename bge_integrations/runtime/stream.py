@@ -17,6 +17,9 @@ from bge_integrations.inference.call import Cut, Output, Rows
 T = TypeVar("T")
 R = TypeVar("R")
 
+_AT_ONCE = 256
+"""Texts, pairs or token vectors whose results are made on the event loop: some 1 ms of work."""
+
 
 class Stream(Generic[T, R]):
     """Feeds items to an engine chunk by chunk and yields what is made of each chunk's rows, in order.
@@ -116,6 +119,17 @@ async def awaited(future: "Future[R]") -> R:
         future.cancel()
         raise
     return future.result()
+
+
+async def off_loop(items: int, function: Callable[..., R], *arguments: object) -> R:
+    """What a function makes of so many items: of many in a thread, so that the event loop goes on."""
+    if items <= _AT_ONCE:
+        return function(*arguments)
+    try:
+        running = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    except RuntimeError:  # the interpreter ends, and no executor takes work any more
+        return function(*arguments)
+    return await running
 
 
 def wait(future: "Future[R]") -> R:

@@ -1,5 +1,8 @@
 """Leases are counted; what is idle leaves by least recent use when room is needed; what is in use stays."""
 
+import asyncio
+import threading
+
 import numpy as np
 import pytest
 import tiny
@@ -81,6 +84,112 @@ def test_a_load_waits_for_the_model_in_use(make, folders, size, threads):
     assert (running.result(30) == before).all()
     assert waiting.result(30).shape == (1, 32)
     assert models(cache) == [str(folders[1])]
+
+
+@pytest.fixture
+def endless():
+    """Texts for a bulk job that lasts until the test ends."""
+    done = threading.Event()
+
+    def texts():
+        while not done.is_set():
+            yield "some text to embed"
+
+    yield texts
+    done.set()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_load_is_served_between_two_chunks_of_bulk_jobs(jobs, make, folders, size, threads, endless):
+    cache = ModelCache(int(1.5 * size))
+    bulk, live = make(folders[0], cache=cache), make(folders[1], cache=cache)
+    chunks = [0] * jobs
+
+    def run(job):
+        for vectors in bulk.iter_documents(endless(), 32):
+            assert vectors.shape == (32, 32)
+            chunks[job] += 1
+
+    running = [threads.submit(run, job) for job in range(jobs)]
+    until(lambda: min(chunks) > 1)
+    for _ in range(2):
+        assert threads.submit(live.encode_documents, ["a"]).result(30).shape == (1, 32)
+        before = list(chunks)
+        until(lambda: all(now > then + 2 for now, then in zip(chunks, before, strict=True)))  # noqa: B023
+    assert not any(job.done() for job in running)
+    assert sum(model["bytes"] for model in cache.stats()["models"]) <= 1.5 * size
+
+
+async def test_a_load_is_served_between_two_chunks_of_an_async_bulk_job(make, folders, size, endless):
+    cache = ModelCache(int(1.5 * size))
+    bulk, live = make(folders[0], cache=cache), make(folders[1], cache=cache)
+    live_call = None
+    count = 0
+    async for _ in bulk.aiter_documents(endless(), 32):
+        count += 1
+        if count == 2:
+            live_call = asyncio.create_task(live.aencode_documents(["a"]))
+        if live_call and live_call.done():
+            break
+    assert (await live_call).shape == (1, 32)
+
+
+def test_bulk_jobs_of_three_models_in_room_for_one_all_go_on(make, folders, size, threads, endless):
+    cache = ModelCache(int(1.5 * size))
+    chunks = [0, 0, 0]
+
+    def run(number):
+        for _ in make(folders[number], cache=cache).iter_documents(endless(), 8):
+            chunks[number] += 1
+
+    for number in range(3):
+        threads.submit(run, number)
+    until(lambda: min(chunks) >= 8, 60)
+    assert cache.stats()["evictions"] >= 3
+    assert len(models(cache)) <= 1
+
+
+@pytest.fixture
+def lease():
+    """Keeps a model busy, without a forward that would keep the device from others, until it is released."""
+
+    def lease(cache, folder):
+        (key,) = [resident.key for resident in cache._residents.loaded() if resident.key.model == str(folder)]
+        return cache._residents.lease_if_ready(key)
+
+    return lease
+
+
+def test_a_model_that_fits_beside_all_waits_for_no_other(make, folders, size, threads, lease):
+    cache = ModelCache(int(1.7 * size))
+    busy, newcomer = make(folders[0], cache=cache), make(folders[1], cache=cache)
+    small = make(folders[2], cache=cache, dtype="bf16")
+    busy.encode_documents(["a"])
+    leased = lease(cache, folders[0])
+    waiting = threads.submit(newcomer.encode_documents, ["a"])
+    until(lambda: leased.leaving)
+    assert threads.submit(small.encode_documents, ["a"]).result(30).shape == (1, 32)
+    assert not waiting.done()
+    cache._residents.release(leased)
+    assert waiting.result(30).shape == (1, 32)
+    assert set(models(cache)) == {str(folders[1]), str(folders[2])}
+
+
+def test_a_model_that_was_to_leave_stays_where_room_comes_otherwise(make, folders, size, threads, lease):
+    cache = ModelCache(int(2.5 * size))
+    first, second, newcomer = (make(folder, cache=cache) for folder in folders[:3])
+    before = first.encode_documents(["a"])
+    second.encode_documents(["a"])
+    leased, other = lease(cache, folders[0]), lease(cache, folders[1])
+    waiting = threads.submit(newcomer.encode_documents, ["a"])
+    until(lambda: leased.leaving)
+    cache._residents.release(other)
+    assert cache.unload(str(folders[1])) == 1
+    assert waiting.result(30).shape == (1, 32)
+    assert not leased.leaving
+    assert (threads.submit(first.encode_documents, ["a"]).result(30) == before).all()
+    cache._residents.release(leased)
+    assert (cache.stats()["loads"], cache.stats()["evictions"]) == (3, 0)
 
 
 def test_two_models_that_do_not_fit_together_take_turns(make, folders, size, threads):

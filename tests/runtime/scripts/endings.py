@@ -7,6 +7,7 @@ import threading
 import time
 
 from bge_integrations import BgeEmbedder, default_cache
+from bge_integrations.runtime import loader
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
@@ -50,6 +51,14 @@ def end():
 def end_while_loading():
     in_the_background()
     wait_for(lambda: "transformers" in sys.modules)
+    print("now", flush=True)
+
+
+def end_while_loading_again():
+    embedder.encode_documents(["a"])
+    default_cache().clear()
+    in_the_background()
+    wait_for(loader._one_load.locked)
     print("now", flush=True)
 
 
