@@ -12,15 +12,17 @@ import pytest
 import tiny
 from holding import held_loads
 
+from bge_integrations import BgeM3Embedder, BgeReranker
+
 SCRIPT = Path(__file__).parent / "scripts" / "ticker.py"
 TEXTS = [line for line in tiny.TEXT.splitlines() if line]
 
 
 @pytest.fixture(scope="module")
-def slips(bert_embedder):
+def slips(bert_embedder, m3):
     """One thread of OpenMP, so that a second core is left to the event loop where others use the machine too."""
     script = subprocess.run(
-        [sys.executable, SCRIPT, str(bert_embedder)],
+        [sys.executable, SCRIPT, str(bert_embedder), str(m3)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -36,6 +38,26 @@ def test_a_ticker_does_not_slip_while_the_first_model_loads(slips):
 
 def test_a_ticker_does_not_slip_while_20_000_texts_are_embedded(slips):
     assert slips["20,000 texts"] < 0.05
+
+
+def test_a_ticker_does_not_slip_while_scores_are_made(slips):
+    assert slips["m3's scores"] < 0.02
+
+
+async def test_many_results_are_made_as_few_are(bert_reranker, m3, cache):
+    reranker = BgeReranker(str(bert_reranker), device="cpu", cache=cache, max_length=16, on_truncate="ignore")
+    documents = [f"{n} {TEXTS[n % len(TEXTS)]}" for n in range(600)]
+    assert await reranker.arerank("panda", documents, top_n=50) == reranker.rerank("panda", documents, top_n=50)
+    assert await reranker.ascore([("panda", text) for text in documents]) == reranker.score(
+        [("panda", text) for text in documents]
+    )
+    embedder = BgeM3Embedder(str(m3), like="BAAI/bge-m3", device="cpu", cache=cache, max_length=8, on_truncate="ignore")
+    many, few = await embedder.aencode_documents(documents), embedder.encode_documents(documents[-10:])
+    np.testing.assert_allclose(many.dense[-10:], few.dense, rtol=0, atol=1e-6)
+    pairs = [("panda", text) for text in documents[:40]]
+    scores, expected = await embedder.ascore(pairs), embedder.score(pairs)
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, expected[name], rtol=0, atol=1e-6)
 
 
 async def test_the_loop_is_free_while_a_load_waits(make, bert_embedder, threads):
