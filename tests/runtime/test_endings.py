@@ -38,9 +38,9 @@ def run(way, folder):
         [sys.executable, SCRIPT, way, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     limit = threading.Timer(60, script.kill)
-    limit.start()
     try:
         assert script.stdout.readline() == "now\n", script.communicate()
+        limit.start()
         began, computed = time.monotonic(), sum(psutil.Process(script.pid).cpu_times()[:2])
         if way.startswith("interrupt"):
             script.send_signal(signal.SIGINT)
