@@ -1,12 +1,18 @@
 """Who computes the vectors of a store: our embedders on their own queue, anybody else's in a thread of its own."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.places import find_chroma_collection, is_a
+from bge_integrations.errors import NonFiniteError
+from bge_integrations.populate.background import Background
 
 Core = BgeEmbedder | BgeM3Embedder
 
@@ -29,7 +35,7 @@ class Embedder(Protocol):
 
 
 class _Later:
-    def __init__(self, future: "Future[Any]") -> None:
+    def __init__(self, future: "Future[NDArray[np.float32]]") -> None:
         self._future = future
 
     def result(self) -> tuple[Any, int]:
@@ -43,16 +49,38 @@ class ForeignEmbedder:
     """Somebody else's embeddings, which need not be safe to call from several threads: one thread calls them.
 
     Args:
-        embed: Gives a vector a text.
+        embed: Gives a vector a text, all of one width: lists of numbers, or an array.
     """
 
     def __init__(self, embed: Callable[[list[str]], Any]) -> None:
         self._embed = embed
-        self._thread = ThreadPoolExecutor(1, "populate-embed")
+        self._width: int | None = None
+        self._thread = Background[NDArray[np.float32]](1, "populate-embed")
 
     def submit_documents(self, texts: list[str], positions: list[int]) -> Pending:  # noqa: ARG002
-        """Have vectors computed; tokens count as 0."""
-        return _Later(self._thread.submit(self._embed, texts))
+        """Have vectors computed, float32 (texts, width); tokens count as 0."""
+        return _Later(self._thread.submit(partial(self._vectors, texts)))
+
+    def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        """Call the embeddings, and refuse what is not one finite vector a text.
+
+        Raises:
+            ValueError: It is something else, or not as wide as the vectors before.
+            NonFiniteError: There is NaN or infinity.
+        """
+        given = self._embed(texts)
+        if given is None or len(given) != len(texts):
+            count = "None" if given is None else f"{len(given)} vectors"
+            raise ValueError(f"The embedder gave {count} for {len(texts)} texts; it has to give a vector for each.")
+        with np.errstate(over="ignore"):  # infinity is refused below
+            vectors = np.asarray(given, np.float32)
+        if vectors.ndim != 2 or not vectors.shape[1] or vectors.shape[1] != (self._width or vectors.shape[1]):
+            before = f"; those before have {self._width} numbers each" if self._width else ""
+            raise ValueError(f"The embedder gave an array {vectors.shape} for {len(texts)} texts{before}.")
+        if not np.isfinite(vectors).all():
+            raise NonFiniteError("The embedder gave a vector that has NaN or infinity in it.")
+        self._width = vectors.shape[1]
+        return vectors
 
 
 def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | None]:

@@ -1,21 +1,29 @@
 """Batches of documents on their way into a store: looked up, computed and written at the same time."""
 
+import uuid
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from threading import Event
 from typing import Any
 
 from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.errors import NonFiniteError
+from bge_integrations.populate.background import Background
 from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
 from bge_integrations.populate.embedding import Pending
-from bge_integrations.populate.identity import Entry
+from bge_integrations.populate.framework import PLAIN_TEXT
+from bge_integrations.populate.halving import Halving, Refused
+from bge_integrations.populate.identity import Entry, Held, storable
 from bge_integrations.populate.report import Failure, PopulateReport
-from bge_integrations.populate.sinks.base import Sink
-from bge_integrations.populate.writing import Refused, in_parts, patiently
+from bge_integrations.populate.sinks.base import Sink, dense
+from bge_integrations.populate.writing import patiently
+
+_SECONDS_TO_END = 1.0
+"""How long an interrupted run waits for what is being written."""
 
 
 @dataclass(slots=True)
@@ -110,54 +118,78 @@ class Filling:
         writers: Threads that write.
         collect: Leave bad documents out instead of raising.
         cleanup: Which stale documents to delete, once all are written.
+        stop: Set once the run is not to wait for the store any longer.
 
     Attributes:
         done: What has been done.
     """
 
-    def __init__(self, sink: Sink, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None) -> None:
+    def __init__(
+        self, sink: Sink, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None, stop: Event
+    ) -> None:
         self._sink = sink
         self._size = size
         self._writers = writers
         self._collect = collect
         self._cleanup = cleanup
+        self._stop = stop
         self._seen = Seen() if cleanup else None
         self._under_way: deque[_Batch] = deque()
+        self._interrupted = False
+        self._written: tuple[Entry, Any] | None = None
+        self._looking_up = Halving("the store was asked for", collect=collect)
+        self._embedding = Halving("the model was to embed", collect=collect)
+        self._writing = Halving("the store was to take", collect=collect)
+        self._moving = Halving("the store was to take metadata of", collect=collect)
         self.done = Tally()
 
     def run(self, documents: Iterable[Any]) -> Generator[Tally]:
         """Fill; after each batch yields what has been done.
 
-        After an error what is under way is still written if the store takes it, after an interrupt only what is being
-        written.
+        After an error what is under way is still written if the store takes it at once; after an interrupt only what is
+        being written, and for that nobody waits longer than a second.
         """
         numbered = enumerate(self._sink.framework.arrange(documents, self._size))
-        with ThreadPoolExecutor(self._writers, "populate") as pool:
-            try:
-                while read := list(islice(numbered, self._size)):
-                    self._start(self._plan(read), pool)
-                    while len(self._under_way) > self._writers + 1:
-                        self._finish_one()
-                        yield self.done
-                while self._under_way:
+        writers = Background[Tally](self._writers, "populate")
+        try:
+            while read := list(islice(numbered, self._size)):
+                self._start(self._plan(read), writers)
+                while len(self._under_way) > self._writers + 1:
                     self._finish_one()
                     yield self.done
-                if self._cleanup and self._seen:
-                    self.done.deleted = delete_stale(self._sink, self._cleanup, self._seen, self.done.failed)
-            except (KeyboardInterrupt, SystemExit, GeneratorExit):
-                for batch in self._under_way:
-                    batch.cancel()
-                raise
-            finally:
-                if self._seen:
-                    self._seen.close()
+            while self._under_way:
+                self._finish_one()
+                yield self.done
+            if self._cleanup and self._seen:
+                self.done.deleted = delete_stale(self._sink, self._cleanup, self._seen, self.done.failed)
+        except Exception:
+            wait([batch.written for batch in self._under_way])
+            raise
+        except BaseException:
+            self._interrupt()
+            raise
+        finally:
+            if self._seen:
+                self._seen.close()
 
-    def _start(self, plan: Plan, pool: ThreadPoolExecutor) -> None:
+    def _interrupt(self) -> None:
+        """Give up what is under way, but for what is being written."""
+        self._interrupted = True
+        self._stop.set()
+        for batch in self._under_way:
+            batch.cancel()
+        wait([batch.written for batch in self._under_way], timeout=_SECONDS_TO_END)
+
+    def _start(self, plan: Plan, writers: Background[Tally]) -> None:
         pending = self._sink.submit(plan.to_embed) if plan.to_embed else None
-        self._under_way.append(_Batch(plan, pending, pool.submit(self._write, plan, pending)))
+        self._under_way.append(_Batch(plan, pending, writers.submit(partial(self._write, plan, pending))))
 
     def _finish_one(self) -> None:
-        written = self._under_way[0].written.result()
+        try:
+            written = self._under_way[0].written.result()
+        except Exception:
+            self._stop.set()  # others are written if the store takes them at once
+            raise
         self._under_way.popleft()
         self.done.add(written)
 
@@ -166,8 +198,8 @@ class Filling:
         entries, left_out = dict[str, Entry](), list[Failure]()
         for position, document in numbered:
             try:
-                entry = self._sink.identify(document, position)
-            except (TypeError, ValueError) as error:
+                entry = storable(self._sink.identify(document, position))
+            except Exception as error:
                 if not self._collect:
                     raise
                 source = self._sink.framework.source_of(document)
@@ -181,9 +213,11 @@ class Filling:
     def _plan(self, numbered: list[tuple[int, Any]]) -> Plan:
         """Tell what the sink lacks of a batch."""
         entries, left_out = self._identified(numbered)
+        twice = len(numbered) - len(left_out) - len(entries)
         while any(entry.id in entries for batch in self._under_way for entry in batch.plan.to_write):
             self._finish_one()
-        held = patiently(lambda: self._sink.look_up(list(entries))) if entries else {}
+        held, refused = self._held(list(entries.values()))
+        left_out += [_failure(entries.pop(entry.id), error) for entry, error in refused]
         new, changed, moved, same = list[Entry](), list[Entry](), list[Entry](), list[Entry]()
         for entry in entries.values():
             stored = held.get(entry.id)
@@ -195,47 +229,82 @@ class Filling:
                 moved.append(entry)
             else:
                 changed.append(entry)
-        return Plan(new, changed, moved, same, held, left_out, len(numbered) - len(left_out) - len(entries))
+        return Plan(new, changed, moved, same, held, left_out, twice)
+
+    def _held(self, entries: list[Entry]) -> tuple[dict[str, Held], list[Refused]]:
+        """What the sink holds of documents, and those whose ids it refuses."""
+
+        def look_up(part: slice) -> dict[str, Held]:
+            return patiently(lambda: self._sink.look_up([entry.id for entry in entries[part]]))
+
+        held, refused = dict[str, Held](), list[Refused]()
+        for _, found in self._looking_up.run(entries, look_up, refused, self._look_up_any):
+            held |= found
+        return held, refused
 
     def _write(self, plan: Plan, pending: Pending | None) -> Tally:
         """Write one batch, in a writer's thread."""
-        write, refused, texts, tokens = partial(self._sink.write, held=plan.held), list[Refused](), 0, 0
-        for entries, embeddings, computed in self._embedded(plan.to_embed, pending, refused):
-            refused += in_parts(write, entries, embeddings)
+        refused, texts, tokens = list[Refused](), 0, 0
+        embed = partial(self._embed, plan.to_embed, pending)
+        for part, (embeddings, computed) in self._embedding.run(plan.to_embed, embed, refused, self._embed_any):
+            entries = plan.to_embed[part]
+            store = partial(self._store, entries, embeddings, plan.held)
+            again = partial(self._write_any, embeddings)
+            for _ in self._writing.run(entries, store, refused, again):
+                pass
             texts, tokens = texts + len(entries), tokens + computed
-        if refused and not self._collect:
-            entry, error = refused[0]
-            error.add_note(f"This is about document {entry.position}, id {entry.id}.")
-            raise error
-        if plan.moved:
-            patiently(lambda: self._sink.update_metadata(plan.moved, plan.held))
-        completed, more = self._sink.complete([*plan.same, *plan.moved])
+        for _ in self._moving.run(plan.moved, partial(self._move, plan), refused, lambda others: others()):
+            pass
         out = {entry.id for entry, _ in refused}
+        completed, more = self._sink.complete([entry for entry in (*plan.same, *plan.moved) if entry.id not in out])
         return Tally(
             added=sum(entry.id not in out for entry in plan.new),
-            updated=sum(entry.id not in out for entry in plan.changed) + len(plan.moved),
+            updated=sum(entry.id not in out for entry in (*plan.changed, *plan.moved)),
             skipped=len(plan.same) + plan.twice,
-            failed=[*plan.left_out, *(_refusal(entry, error) for entry, error in refused)],
+            failed=[*plan.left_out, *(_failure(entry, error) for entry, error in refused)],
             texts=texts + completed,
             tokens=tokens + more,
         )
 
-    def _embedded(
-        self, entries: list[Entry], pending: Pending | None, refused: list[Refused]
-    ) -> Iterator[tuple[list[Entry], Any, int]]:
-        """Wait for vectors; where the model refuses a text, halves are computed until that one is found."""
-        try:
-            embeddings, tokens = pending.result() if pending else (None, 0)
-        except (ValueError, NonFiniteError) as error:
-            if len(entries) == 1:
-                refused.append((entries[0], error))
-                return
-            middle = len(entries) // 2
-            for part in (entries[:middle], entries[middle:]):
-                yield from self._embedded(part, self._sink.submit(part), refused)
-        else:
-            yield entries, embeddings, tokens
+    def _embed(self, entries: list[Entry], pending: Pending | None, part: slice) -> tuple[Any, int]:
+        """Wait for the vectors of a batch, or have those of a part of it computed."""
+        whole = part.stop - part.start == len(entries)
+        waited_for = pending if whole else self._sink.submit(entries[part])
+        return waited_for.result() if waited_for else (None, 0)
+
+    def _store(self, entries: list[Entry], embeddings: Any, held: dict[str, Held], part: slice) -> None:
+        if self._interrupted:
+            raise CancelledError
+        ours, theirs = entries[part], None if embeddings is None else embeddings[part]
+        patiently(lambda: self._sink.write(ours, theirs, held))
+        self._written = ours[-1], None if theirs is None else theirs[-1:]
+
+    def _move(self, plan: Plan, part: slice) -> None:
+        patiently(lambda: self._sink.update_metadata(plan.moved[part], plan.held))
+
+    def _look_up_any(self, _: Callable[[], bool]) -> bool:
+        patiently(lambda: self._sink.look_up([str(uuid.uuid4())]))
+        return True
+
+    def _embed_any(self, _: Callable[[], bool]) -> bool:
+        if self._sink.embedder:
+            self._sink.embedder.submit_documents([PLAIN_TEXT], [0]).result()
+        return True
+
+    def _write_any(self, embeddings: Any, others: Callable[[], bool]) -> bool:
+        """Write once more what was taken before, else other documents; a search too shows a wrong width."""
+        with suppress(NotImplementedError):  # a store that cannot replace what it holds, or not be searched
+            if self._written is not None:
+                entry, its = self._written
+                held = patiently(lambda: self._sink.look_up([entry.id]))
+                patiently(lambda: self._sink.write([entry], its, held))
+                return True
+            if others():
+                return True
+            vector = None if embeddings is None else dense(embeddings)[0].tolist()
+            patiently(lambda: self._sink.framework.search(self._sink.store, vector))
+        return False
 
 
-def _refusal(entry: Entry, error: Exception) -> Failure:
+def _failure(entry: Entry, error: Exception) -> Failure:
     return Failure(entry.position, entry.id, entry.source, str(error))

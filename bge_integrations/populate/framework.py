@@ -44,6 +44,13 @@ class Framework(Protocol):
     def add(self, store: Any, entries: list[Entry], vectors: Any) -> list[str]:
         """Insert documents with vectors through the store's own method; return the store's ids of them."""
 
+    def search(self, store: Any, vector: list[float] | None) -> object:
+        """Look for what is near to a vector; without one, to a text that the store embeds.
+
+        Raises:
+            NotImplementedError: The store has no such method.
+        """
+
 
 class LangChain:
     """LangChain's `Document`s."""
@@ -93,6 +100,18 @@ class LangChain:
             return list(store.add_documents(documents, ids=ids))
         with replaying(store, Replay([entry.text for entry in entries], vectors)) as copy:
             return list(copy.add_documents(documents, ids=ids))
+
+    def search(self, store: Any, vector: list[float] | None) -> object:
+        """Look for what is near to a vector; without one, to a text that the store embeds."""
+        if vector is None:
+            return store.similarity_search(PLAIN_TEXT, k=1)
+        if callable(getattr(store, "similarity_search_by_vector", None)):
+            return store.similarity_search_by_vector(vector, k=1)
+        return store.query(query_embeddings=[vector], n_results=1)  # a Chroma collection
+
+
+PLAIN_TEXT = "text"
+"""What any model embeds."""
 
 
 def without_text(position: int, document_id: str | None) -> ValueError:

@@ -33,6 +33,22 @@ class Entry:
     position: int
 
 
+def storable(entry: Entry) -> Entry:
+    """Give a document back whose id and source can be kept anywhere.
+
+    Raises:
+        ValueError: One of them is not valid Unicode.
+    """
+    for name, value in (("id", entry.id), ("source", entry.source or "")):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The {name} of document {entry.position}, {value!r:.80}, is not valid Unicode."
+            ) from error
+    return entry
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A document as a store holds it; its text is None where the store does not tell."""

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo
+from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from bge_integrations.embed.collection import HASH_KEY
@@ -83,6 +84,11 @@ class LlamaIndex:
     def add(self, store: Any, entries: list[Entry], vectors: Any) -> list[str]:
         """Insert nodes with vectors."""
         return list(store.add(with_vectors(entries, vectors)))
+
+    def search(self, store: Any, vector: list[float] | None) -> object:
+        """Look for what is near to a vector."""
+        inner = getattr(store, "vector_store", store)  # of an index
+        return inner.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=1))
 
     def _window(self, reader: Iterator[Any], size: int) -> tuple[list[Any], dict[str, str]]:
         """Read nodes, and the new ids of those whose own are random."""

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.sparse_index import SparseIndex
+from bge_integrations.populate.background import Background
 from bge_integrations.populate.cleanup import Cleanup
 from bge_integrations.populate.embedding import choose_embedder
 from bge_integrations.populate.filling import Filling
 from bge_integrations.populate.report import PopulateReport, Progress
 from bge_integrations.populate.sinks import HybridSink, Sink, make_sink
+from bge_integrations.populate.sources import Handover, Loader, Source, asynchronous
+from bge_integrations.populate.writing import hurry
 
 OnError = Literal["raise", "collect"]
 
@@ -26,7 +29,7 @@ DEFAULT_BATCH_SIZE = 512
 
 def populate(
     store: Any,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | Loader,
     *,
     embedder: Any = None,
     sparse_index: SparseIndex | None = None,
@@ -48,7 +51,7 @@ def populate(
 
     Args:
         store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
-        documents: LangChain documents, or LlamaIndex nodes for its stores; a generator is read a few batches ahead.
+        documents: LangChain documents or a loader of them, LlamaIndex nodes for its stores; read a few batches ahead.
         embedder: The store's own, as None is; a LlamaIndex store by itself has none and needs one here.
         sparse_index: Takes the same forward's sparse vectors, of `embedder=BgeM3Embedder(...)`. Yours to save.
         batch_size: Documents a look-up and a write; default 512, never over Chroma's limit.
@@ -69,16 +72,22 @@ def populate(
     """
     started = time.perf_counter()
     _check_arguments(batch_size, workers, cleanup, on_error)
+    source = documents if isinstance(documents, Source) else Source(documents)
     sink = _open(store, embedder, sparse_index, cleanup=cleanup, record=record, force=force)
     size, writers = min(batch_size or DEFAULT_BATCH_SIZE, sink.max_batch_size), min(workers, sink.max_writers)
-    filling = Filling(sink, size=size, writers=writers, collect=on_error == "collect", cleanup=cleanup)
-    _follow(filling, documents, show_progress, progress, started)
+    collect = on_error == "collect"
+    filling = Filling(sink, size=size, writers=writers, collect=collect, cleanup=cleanup, stop=source.stop)
+    before = hurry.set(source.stop)
+    try:
+        _follow(filling, source, show_progress, progress, started)
+    finally:
+        hurry.reset(before)
     return filling.done.report(time.perf_counter() - started, overlapped=sink.embedder is not None)
 
 
 async def apopulate(
     store: Any,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | AsyncIterable[Any] | Loader,
     *,
     embedder: Any = None,
     sparse_index: SparseIndex | None = None,
@@ -93,44 +102,36 @@ async def apopulate(
 ) -> PopulateReport:
     """As `populate`, off the event loop: `documents` are read, and `progress` called, in another thread.
 
-    Cancelling it ends the reading; batches under way are still written.
+    Asynchronous iterators and generators, such as a loader's `alazy_load()`, are read on the event loop, a few batches
+    ahead, and closed at the end. Cancelling ends the reading and the waiting for a store that is away.
     """
-    source = _Stoppable(documents)
+    waiting = asynchronous(documents)
+    handover = Handover(waiting, batch_size or DEFAULT_BATCH_SIZE) if waiting is not None else None
+    source = Source(handover or documents)  # type: ignore[arg-type]
+    work = partial(
+        populate,
+        store,
+        source,
+        embedder=embedder,
+        sparse_index=sparse_index,
+        batch_size=batch_size,
+        workers=workers,
+        cleanup=cleanup,
+        on_error=on_error,
+        show_progress=show_progress,
+        progress=progress,
+        record=record,
+        force=force,
+    )
+    filling = Background[PopulateReport](1, "apopulate").submit(work)
+    handing = asyncio.ensure_future(handover.hand_over()) if handover else None
     try:
-        return await asyncio.to_thread(
-            populate,
-            store,
-            source,
-            embedder=embedder,
-            sparse_index=sparse_index,
-            batch_size=batch_size,
-            workers=workers,
-            cleanup=cleanup,
-            on_error=on_error,
-            show_progress=show_progress,
-            progress=progress,
-            record=record,
-            force=force,
-        )
+        return await asyncio.wrap_future(filling)
     finally:
-        source.stopped = True
-
-
-@dataclass(slots=True)
-class _Stoppable:
-    """Documents until they are no longer wanted."""
-
-    documents: Iterable[Any]
-    stopped: bool = False
-
-    def __iter__(self) -> Iterator[Any]:
-        for document in self.documents:
-            if self.stopped:
-                raise asyncio.CancelledError
-            yield document
-
-    def __length_hint__(self) -> int:
-        return length_hint(self.documents)
+        source.stop.set()
+        if handing is not None:
+            handing.cancel()
+            await asyncio.wait([handing])
 
 
 def _follow(

@@ -1,93 +1,84 @@
-"""Writes that a store refuses: tried again where it may yet take them, and halved where it may take a part."""
+"""What a store's errors mean: it is away and asked again, nothing will be taken, or a document may be at fault."""
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
+from threading import Event
 from typing import Any, TypeVar
 
 import tenacity
 
 from bge_integrations.embed.places import is_a
-from bge_integrations.populate.identity import Entry
+from bge_integrations.errors import BgeError, InputTooLongError, NonFiniteError
 
 T = TypeVar("T")
-Refused = tuple[Entry, Exception]
-"""A document that was not taken, and why."""
 
 SECONDS = 60
-"""How long a write is tried again while the store cannot be reached."""
+"""How long a store is asked again while it cannot be reached."""
+
+hurry: ContextVar[Event] = ContextVar("hurry", default=Event())  # noqa: B039 - nobody sets the default
+"""Of a run of populate: set once it is not to wait for a store any longer."""
 
 _AWAY = (
     "ConnectionError",
     "TimeoutError",
+    "Timeout",
     "TransportError",
+    "APIConnectionError",
     "RateLimitError",
     "ResponseHandlingException",
     "ResourceExhaustedResponse",
 )
-"""Classes of errors, by name, that mean that a store cannot answer at the moment: of Python, httpx, Chroma, Qdrant."""
+"""Classes of errors, by name, that mean that a store or service cannot answer at the moment: of Python, httpx,
+requests, openai, Chroma, Qdrant."""
 _BUSY = (408, 429, 502, 503, 504)
 """HTTP statuses that mean the same."""
-_REFUSED = ("ValueError", "TypeError", "ChromaError", "UnexpectedResponse")
-"""Classes of errors that mean that a store does not take what it was given, or not so much of it."""
+_ABOUT_CONTENT = (400, 413, 414, 422)
+"""HTTP statuses that may be about what was sent; others, such as 401, are about who sends it, or about the server."""
+_UNAVAILABLE = ("08", "40", "53", "55", "57")
+"""Classes of SQLSTATE: connection, a conflict rolled back, resources, locks, what an operator does (a restart)."""
 _BROKEN = ("InternalError",)
-"""Classes of errors among those that mean that the store itself is in trouble, as does an HTTP status from 500 on."""
-
-_IDS = 20
-"""Ids that an error names at most."""
+"""Classes of errors that mean that the store itself is in trouble, as does an HTTP status from 500 on."""
+_ENDS = (MemoryError, ImportError, NotImplementedError, CancelledError)
+_OUR_MODELS_REFUSALS = (InputTooLongError, NonFiniteError)
 
 
 def patiently(work: Callable[[], T]) -> T:
     """Does some work of a store; again, with growing pauses, while it cannot be reached."""
+    hurried = hurry.get()
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-        stop=tenacity.stop_after_delay(SECONDS),
+        sleep=tenacity.sleep_using_event(hurried),
+        stop=tenacity.stop_any(tenacity.stop_after_delay(SECONDS), tenacity.stop_when_event_set(hurried)),
         reraise=True,
     )
     return retrying(work)
 
 
-def in_parts(write: Callable[[list[Entry], Any], None], entries: list[Entry], embeddings: Any) -> list[Refused]:
-    """Writes documents with their embeddings, in halves where the store refuses them all.
-
-    Returns:
-        The documents that the store refuses by themselves, with the reasons.
-    """
-    if not entries:
-        return []
-    try:
-        patiently(lambda: write(entries, embeddings))
-    except Exception as error:
-        if not _is_refusal(error):
-            error.add_note(_what_was_written(entries))
-            raise
-        if len(entries) == 1:
-            return [(entries[0], error)]
-    else:
-        return []
-    middle = len(entries) // 2
-    parts = (slice(0, middle), slice(middle, None))
-    return [
-        refused
-        for part in parts
-        for refused in in_parts(write, entries[part], None if embeddings is None else embeddings[part])
-    ]
-
-
-def _what_was_written(entries: list[Entry]) -> str:
-    ids = ", ".join(entry.id for entry in entries[:_IDS]) + (", ..." if len(entries) > _IDS else "")
-    first, last = entries[0].position, entries[-1].position
-    return f"This happened while the store was to take {len(entries)} documents, {first} to {last} of the input: {ids}"
+def ends_run(error: Exception) -> bool:
+    """Whether an error surely is no document's fault; of others, a trial tells."""
+    if isinstance(error, BgeError):
+        return not isinstance(error, _OUR_MODELS_REFUSALS)
+    status = _status(error)
+    refuses_all = bool(status) and status not in _ABOUT_CONTENT
+    return refuses_all or isinstance(error, _ENDS) or is_a(error, *_BROKEN) or _is_away(error)
 
 
 def _is_away(error: BaseException) -> bool:
-    return is_a(error, *_AWAY) or _status(error) in _BUSY
-
-
-def _is_refusal(error: Exception) -> bool:
-    return is_a(error, *_REFUSED) and not (is_a(error, *_BROKEN) or _is_away(error) or _status(error) >= 500)
+    return is_a(error, *_AWAY) or _status(error) in _BUSY or _is_unavailable(error)
 
 
 def _status(error: BaseException) -> int:
     """The HTTP status that an error carries, or its response; 0 without."""
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else 0
+
+
+def _is_unavailable(error: BaseException) -> bool:
+    """Whether a database cannot answer, by its SQLSTATE; it gives none where the connection is lost."""
+    driver: Any = getattr(error, "orig", None) or error  # what SQLAlchemy wraps
+    if not (hasattr(driver, "sqlstate") or hasattr(driver, "pgcode")):
+        return False
+    state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
+    return state[:2] in _UNAVAILABLE if state else is_a(driver, "OperationalError", "InterfaceError")

@@ -1,0 +1,128 @@
+"""Where documents come from: iterables, LangChain's loaders, and for `apopulate` what is iterated asynchronously."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from operator import length_hint
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, Protocol
+
+from bge_integrations.embed.places import is_a
+
+_AHEAD = 2
+"""Blocks of an asynchronous source that wait to be read."""
+
+
+class Loader(Protocol):
+    """A document loader of LangChain."""
+
+    def lazy_load(self) -> Iterator[Any]:
+        """Load documents one by one."""
+
+
+class Source:
+    """Documents until they are no longer wanted.
+
+    Args:
+        documents: An iterable, or a loader of LangChain.
+
+    Attributes:
+        stop: Set once they are not.
+
+    Raises:
+        TypeError: It is something else, such as one document by itself.
+    """
+
+    def __init__(self, documents: Iterable[Any] | Loader) -> None:
+        self._documents = _iterable(documents)
+        self.stop = Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        for document in self._documents:
+            if self.stop.is_set():
+                break
+            yield document
+        if self.stop.is_set():  # an end that looked like that of the documents would have the rest cleaned up
+            raise asyncio.CancelledError
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._documents)
+
+
+class Handover:
+    """Documents of an event loop on their way to the thread that reads them, a few blocks ahead of it.
+
+    Args:
+        documents: What is iterated asynchronously.
+        size: Documents a block.
+    """
+
+    def __init__(self, documents: AsyncIterable[Any], size: int) -> None:
+        self._documents = documents
+        self._size = size
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Semaphore(_AHEAD)
+        self._blocks: SimpleQueue[list[Any] | BaseException | None] = SimpleQueue()
+
+    def __iter__(self) -> Iterator[Any]:
+        while (block := self._blocks.get()) is not None:
+            if isinstance(block, BaseException):
+                raise block
+            yield from block
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._room.release)
+
+    async def hand_over(self) -> None:
+        """Iterate over the documents, and close them at the end; their error is raised in the thread."""
+        documents = aiter(self._documents)
+        try:
+            await self._hand_over(documents)
+        except BaseException as error:
+            self._blocks.put(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if callable(close := getattr(documents, "aclose", None)):
+                await close()
+
+    async def _hand_over(self, documents: AsyncIterator[Any]) -> None:
+        block: list[Any] = []
+        try:
+            async for document in documents:
+                block.append(document)
+                if len(block) == self._size:
+                    await self._room.acquire()
+                    self._blocks.put(block)
+                    block = []
+        finally:
+            self._blocks.put(block)
+        self._blocks.put(None)
+
+
+def asynchronous(documents: Any) -> AsyncIterable[Any] | None:
+    """What is to be iterated asynchronously, also of a loader that has a way of its own for that; else None."""
+    owner = next((cls for cls in type(documents).__mro__ if "alazy_load" in vars(cls)), None)
+    if owner is not None and owner.__name__ != "BaseLoader":
+        return documents.alazy_load()  # type: ignore[no-any-return]
+    return documents if hasattr(documents, "__aiter__") else None
+
+
+def _iterable(documents: Any) -> Iterable[Any]:
+    kind = type(documents).__name__
+    if hasattr(documents, "__aiter__") and not hasattr(documents, "__iter__"):
+        raise TypeError(f"{kind} is iterated asynchronously: use `await apopulate(store, documents)`.")
+    if isinstance(documents, str | bytes) or is_a(documents, "BaseModel", "BaseNode"):
+        raise TypeError(
+            f"documents is one {kind} by itself; give an iterable of documents, such as a list: [document]."
+        )
+    if isinstance(documents, Mapping) or is_a(documents, "DataFrame"):
+        raise TypeError(f"documents is a {kind}; give an iterable of documents made of its rows or values.")
+    if callable(getattr(documents, "lazy_load", None)) and not isinstance(documents, type):
+        return documents.lazy_load()  # type: ignore[no-any-return]
+    if isinstance(documents, type) or not (hasattr(documents, "__iter__") or hasattr(documents, "__getitem__")):
+        raise TypeError(
+            f"documents is {documents!r:.80}; give an iterable of documents, or a loader of LangChain. A function has "
+            "to be called, a coroutine awaited, and a reader of LlamaIndex asked: load_data()."
+        )
+    return documents  # type: ignore[no-any-return]
