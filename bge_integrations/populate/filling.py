@@ -282,9 +282,11 @@ class Filling:
     def _move(self, plan: Plan, part: slice) -> None:
         patiently(lambda: self._sink.update_metadata(plan.moved[part], plan.held))
 
-    def _look_up_any(self, _: Callable[[], bool]) -> bool:
+    def _look_up_any(self, others: Callable[[], bool]) -> bool:
+        if not self._looking_up.fits and others():
+            return True
         patiently(lambda: self._sink.look_up([str(uuid.uuid4())]))
-        return True
+        return self._looking_up.fits > 0  # a store that takes such an id need not take ours
 
     def _embed_any(self, _: Callable[[], bool]) -> bool:
         if self._sink.embedder:
@@ -307,4 +309,5 @@ class Filling:
 
 
 def _failure(entry: Entry, error: Exception) -> Failure:
-    return Failure(entry.position, entry.id, entry.source, str(error))
+    reason = getattr(error, "orig", None) or error  # what SQLAlchemy wraps: without the statement and its values
+    return Failure(entry.position, entry.id, entry.source, str(reason))
