@@ -13,13 +13,16 @@ _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Background(Generic[T]):
-    """Does jobs in daemon threads, in their order; the threads end once the object is gone and its jobs are done.
+    """Does jobs in daemon threads, in their order; the threads end once it is closed, or gone, and its jobs are done.
 
     Python joins the threads of a `ThreadPoolExecutor` before it ends, however long they take.
 
     Args:
         threads: How many; each has the context variables of who made the object.
         name: What they are called.
+
+    Attributes:
+        close: Have the threads end; nobody waits for them.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -27,13 +30,18 @@ class Background(Generic[T]):
         for number in range(threads):
             run = copy_context().run
             Thread(target=run, args=(_work, self._jobs), name=f"{name}_{number}", daemon=True).start()
-            weakref.finalize(self, self._jobs.put, None)
+        self.close = weakref.finalize(self, _end, self._jobs, threads)
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
         """Have a job done."""
         future: Future[T] = Future()
         self._jobs.put((future, work))
         return future
+
+
+def _end(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
+    for _ in range(threads):
+        jobs.put(None)
 
 
 def _work(jobs: "SimpleQueue[_Job | None]") -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.populate.background import Background
 from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
-from bge_integrations.populate.embedding import Pending
+from bge_integrations.populate.embedding import ForeignEmbedder, Pending
 from bge_integrations.populate.framework import PLAIN_TEXT
 from bge_integrations.populate.halving import Halving, Refused
 from bge_integrations.populate.identity import Entry, Held, storable
@@ -169,6 +169,9 @@ class Filling:
             self._interrupt()
             raise
         finally:
+            writers.close()
+            if isinstance(self._sink.embedder, ForeignEmbedder):
+                self._sink.embedder.close()
             if self._seen:
                 self._seen.close()
 
