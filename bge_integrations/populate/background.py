@@ -1,5 +1,8 @@
 """Threads that nobody has to wait for, whether a store or an embedder ever answers them or not."""
 
+import atexit
+import ctypes
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,6 +13,10 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
+
+_SECONDS = 0.5
+"""How long threads are stopped at the end of the process."""
+_threads: "weakref.WeakSet[Thread]" = weakref.WeakSet()
 
 
 class Background(Generic[T]):
@@ -27,10 +34,14 @@ class Background(Generic[T]):
 
     def __init__(self, threads: int, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        for number in range(threads):
-            run = copy_context().run
-            Thread(target=run, args=(_work, self._jobs), name=f"{name}_{number}", daemon=True).start()
+        self._threads = [
+            Thread(target=copy_context().run, args=(_work, self._jobs), name=f"{name}_{number}", daemon=True)
+            for number in range(threads)
+        ]
         self.close = weakref.finalize(self, _end, self._jobs, threads)
+        for thread in self._threads:
+            _threads.add(thread)
+            thread.start()
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
         """Have a job done."""
@@ -38,10 +49,10 @@ class Background(Generic[T]):
         self._jobs.put((future, work))
         return future
 
-
-def _end(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
-    for _ in range(threads):
-        jobs.put(None)
+    def stop(self, seconds: float) -> None:
+        """End the threads within their jobs, between two operations of Python, and wait so long for that."""
+        self.close()
+        _stop(self._threads, seconds)
 
 
 def _work(jobs: "SimpleQueue[_Job | None]") -> None:
@@ -53,3 +64,22 @@ def _work(jobs: "SimpleQueue[_Job | None]") -> None:
             except BaseException as error:
                 future.set_exception(error)
         del job, future, work  # and what they hold, while the next one is waited for
+
+
+def _end(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
+    for _ in range(threads):
+        jobs.put(None)
+
+
+def _stop(threads: list[Thread], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (alive := [thread for thread in threads if thread.is_alive()]) and time.monotonic() < deadline:
+        for thread in alive:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        alive[0].join(0.02)
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that is in the middle of a forward, say, when the interpreter goes would abort the process."""
+    _stop(list(_threads), _SECONDS)

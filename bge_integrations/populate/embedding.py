@@ -56,7 +56,7 @@ class ForeignEmbedder:
         self._embed = embed
         self._width: int | None = None
         self._thread = Background[NDArray[np.float32]](1, "populate-embed")
-        self.close = self._thread.close
+        self.close, self.stop = self._thread.close, self._thread.stop
 
     def submit_documents(self, texts: list[str], positions: list[int]) -> Pending:  # noqa: ARG002
         """Have vectors computed, float32 (texts, width); tokens count as 0."""

@@ -1,5 +1,6 @@
 """Batches of documents on their way into a store: looked up, computed and written at the same time."""
 
+import asyncio
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -22,8 +23,12 @@ from bge_integrations.populate.report import Failure, PopulateReport
 from bge_integrations.populate.sinks.base import Sink, dense
 from bge_integrations.populate.writing import patiently
 
-_SECONDS_TO_END = 1.0
+_SECONDS_TO_WRITE = 0.7
 """How long an interrupted run waits for what is being written."""
+_SECONDS_TO_STOP = 0.3
+"""How long it waits for a thread to stop."""
+_SECONDS_A_LOOK = 0.2
+"""How often a run that waits for a batch looks whether it has been given up."""
 
 
 @dataclass(slots=True)
@@ -166,7 +171,7 @@ class Filling:
             wait([batch.written for batch in self._under_way])
             raise
         except BaseException:
-            self._interrupt()
+            self._interrupt(writers)
             raise
         finally:
             writers.close()
@@ -175,21 +180,28 @@ class Filling:
             if self._seen:
                 self._seen.close()
 
-    def _interrupt(self) -> None:
-        """Give up what is under way, but for what is being written."""
+    def _interrupt(self, writers: Background[Tally]) -> None:
+        """Give up what is under way, but for what is being written and done in a moment."""
         self._interrupted = True
         self._stop.set()
         for batch in self._under_way:
             batch.cancel()
-        wait([batch.written for batch in self._under_way], timeout=_SECONDS_TO_END)
+        if isinstance(self._sink.embedder, ForeignEmbedder):
+            self._sink.embedder.stop(_SECONDS_TO_STOP)
+        wait([batch.written for batch in self._under_way], timeout=_SECONDS_TO_WRITE)
+        writers.stop(_SECONDS_TO_STOP)
 
     def _start(self, plan: Plan, writers: Background[Tally]) -> None:
         pending = self._sink.submit(plan.to_embed) if plan.to_embed else None
         self._under_way.append(_Batch(plan, pending, writers.submit(partial(self._write, plan, pending))))
 
     def _finish_one(self) -> None:
+        batch = self._under_way[0]
+        while not wait([batch.written], timeout=_SECONDS_A_LOOK).done:
+            if self._stop.is_set():
+                raise asyncio.CancelledError
         try:
-            written = self._under_way[0].written.result()
+            written = batch.written.result()
         except Exception:
             self._stop.set()  # others are written if the store takes them at once
             raise

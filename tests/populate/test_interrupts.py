@@ -19,8 +19,8 @@ from bge_integrations.populate import apopulate, populate
 
 SCRIPT = Path(__file__).parent / "scripts" / "waiting.py"
 DOCUMENTS = [Document(f"Text {n}") for n in range(40)]
-SECONDS = 3
-"""Two for the call, and one for the interpreter to end on a busy machine."""
+SECONDS = 5
+"""Two for the call, and three for the interpreter to end on a busy machine."""
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ SECONDS = 3
         ("look-up", signal.SIGINT, "KeyboardInterrupt", -signal.SIGINT),
         ("call", signal.SIGINT, "KeyboardInterrupt", -signal.SIGINT),
         ("embedder", signal.SIGINT, "KeyboardInterrupt", -signal.SIGINT),
+        ("forwards", signal.SIGINT, "KeyboardInterrupt", -signal.SIGINT),
         ("task", signal.SIGINT, "KeyboardInterrupt", -signal.SIGINT),
         ("source", signal.SIGINT, "KeyboardInterrupt", -signal.SIGINT),
         ("terminated", signal.SIGTERM, "SystemExit", 7),
@@ -44,8 +45,9 @@ def test_a_signal_ends_call_and_process(kind: str, number: signal.Signals, name:
         sent = time.monotonic()
         process.send_signal(number)
         said, errors = process.communicate(timeout=60)
-    assert time.monotonic() - sent < SECONDS
     assert name in said.split()
+    assert float(said.split()[-1]) - sent < 2
+    assert time.monotonic() - sent < SECONDS
     assert process.returncode == status
     assert "Fatal" not in errors
 

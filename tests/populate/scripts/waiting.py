@@ -3,8 +3,10 @@
 import asyncio
 import signal
 import sys
+import time
 from threading import Event
 
+import torch
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -12,6 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from bge_integrations.populate import apopulate, populate
 
 KIND = sys.argv[1]
+MATRIX = torch.ones(1000, 1000)
 DOCUMENTS = [Document(f"text {n}") for n in range(40)]
 
 
@@ -25,6 +28,10 @@ class Embeddings(DeterministicFakeEmbedding):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         if KIND == "embedder":
             wait()
+        if KIND == "forwards":
+            print("waiting", flush=True)
+            while True:  # the interpreter aborts if it ends within one
+                torch.mm(MATRIX, MATRIX)
         return super().embed_documents(texts)
 
 
@@ -61,5 +68,5 @@ try:
     else:
         populate(store, DOCUMENTS, batch_size=5, show_progress=False)
 except BaseException as error:
-    print(type(error).__name__, flush=True)
+    print(type(error).__name__, time.monotonic(), flush=True)
     raise
