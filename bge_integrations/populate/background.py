@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 from threading import Thread
@@ -56,14 +57,15 @@ class Background(Generic[T]):
 
 
 def _work(jobs: "SimpleQueue[_Job | None]") -> None:
-    while (job := jobs.get()) is not None:
-        future, work = job
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-        del job, future, work  # and what they hold, while the next one is waited for
+    with suppress(SystemExit):  # from `_stop`, between two jobs
+        while (job := jobs.get()) is not None:
+            future, work = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            del job, future, work  # and what they hold, while the next one is waited for
 
 
 def _end(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:

@@ -21,7 +21,7 @@ from bge_integrations.populate.halving import Halving, Refused
 from bge_integrations.populate.identity import Entry, Held, storable
 from bge_integrations.populate.report import Failure, PopulateReport
 from bge_integrations.populate.sinks.base import Sink, dense
-from bge_integrations.populate.writing import patiently
+from bge_integrations.populate.writing import ends_run, patiently
 
 _SECONDS_TO_WRITE = 0.7
 """How long an interrupted run waits for what is being written."""
@@ -123,7 +123,7 @@ class Filling:
         writers: Threads that write.
         collect: Leave bad documents out instead of raising.
         cleanup: Which stale documents to delete, once all are written.
-        stop: Set once the run is not to wait for the store any longer.
+        stop: Set once nothing more is to be asked of the store; also by the run itself.
 
     Attributes:
         done: What has been done.
@@ -140,7 +140,6 @@ class Filling:
         self._stop = stop
         self._seen = Seen() if cleanup else None
         self._under_way: deque[_Batch] = deque()
-        self._interrupted = False
         self._written: tuple[Entry, Any] | None = None
         self._looking_up = Halving("the store was asked for", collect=collect)
         self._embedding = Halving("the model was to embed", collect=collect)
@@ -151,8 +150,8 @@ class Filling:
     def run(self, documents: Iterable[Any]) -> Generator[Tally]:
         """Fill; after each batch yields what has been done.
 
-        After an error what is under way is still written if the store takes it at once; after an interrupt only what is
-        being written, and for that nobody waits longer than a second.
+        After a document's error, or one of `documents`, what is under way is still written; after others, and after an
+        interrupt, only what is being written, and nobody waits longer than a second for that.
         """
         numbered = enumerate(self._sink.framework.arrange(documents, self._size))
         writers = Background[Tally](self._writers, "populate")
@@ -167,11 +166,11 @@ class Filling:
                 yield self.done
             if self._cleanup and self._seen:
                 self.done.deleted = delete_stale(self._sink, self._cleanup, self._seen, self.done.failed)
-        except Exception:
-            wait([batch.written for batch in self._under_way])
-            raise
-        except BaseException:
-            self._interrupt(writers)
+        except BaseException as error:
+            if isinstance(error, Exception) and not self._stop.is_set():
+                wait([batch.written for batch in self._under_way])
+            else:
+                self._interrupt(writers)
             raise
         finally:
             writers.close()
@@ -182,7 +181,6 @@ class Filling:
 
     def _interrupt(self, writers: Background[Tally]) -> None:
         """Give up what is under way, but for what is being written and done in a moment."""
-        self._interrupted = True
         self._stop.set()
         for batch in self._under_way:
             batch.cancel()
@@ -196,17 +194,22 @@ class Filling:
         self._under_way.append(_Batch(plan, pending, writers.submit(partial(self._write, plan, pending))))
 
     def _finish_one(self) -> None:
-        batch = self._under_way[0]
-        while not wait([batch.written], timeout=_SECONDS_A_LOOK).done:
-            if self._stop.is_set():
-                raise asyncio.CancelledError
+        first = self._under_way[0].written
+        while not wait([first], timeout=_SECONDS_A_LOOK).done:
+            self._check_wanted()
+        self._check_wanted()
         try:
-            written = batch.written.result()
-        except Exception:
-            self._stop.set()  # others are written if the store takes them at once
+            written = first.result()
+        except Exception as error:
+            if ends_run(error):
+                self._stop.set()
             raise
         self._under_way.popleft()
         self.done.add(written)
+
+    def _check_wanted(self) -> None:
+        if self._stop.is_set():
+            raise asyncio.CancelledError
 
     def _identified(self, numbered: list[tuple[int, Any]]) -> tuple[dict[str, Entry], list[Failure]]:
         """Give the documents of a batch by id, and the bad ones."""
@@ -288,7 +291,7 @@ class Filling:
         return waited_for.result() if waited_for else (None, 0)
 
     def _store(self, entries: list[Entry], embeddings: Any, held: dict[str, Held], part: slice) -> None:
-        if self._interrupted:
+        if self._stop.is_set():
             raise CancelledError
         ours, theirs = entries[part], None if embeddings is None else embeddings[part]
         patiently(lambda: self._sink.write(ours, theirs, held))

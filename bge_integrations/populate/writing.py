@@ -17,7 +17,7 @@ SECONDS = 60
 """How long a store is asked again while it cannot be reached."""
 
 hurry: ContextVar[Event] = ContextVar("hurry", default=Event())  # noqa: B039 - nobody sets the default
-"""Of a run of populate: set once it is not to wait for a store any longer."""
+"""Of a run of populate: set once it is not to ask the store again."""
 
 _AWAY = (
     "ConnectionError",
@@ -44,12 +44,21 @@ _OUR_MODELS_REFUSALS = (InputTooLongError, NonFiniteError)
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Does some work of a store; again, with growing pauses, while it cannot be reached."""
+    """Does some work of a store; again, with growing pauses, while it cannot be reached.
+
+    Raises:
+        CancelledError: The run is not to wait any longer.
+    """
     hurried = hurry.get()
+
+    def pause(seconds: float) -> None:
+        if hurried.wait(seconds):
+            raise CancelledError
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-        sleep=tenacity.sleep_using_event(hurried),
+        sleep=pause,
         stop=tenacity.stop_any(tenacity.stop_after_delay(SECONDS), tenacity.stop_when_event_set(hurried)),
         reraise=True,
     )

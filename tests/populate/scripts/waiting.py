@@ -6,7 +6,6 @@ import sys
 import time
 from threading import Event
 
-import torch
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -14,7 +13,6 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from bge_integrations.populate import apopulate, populate
 
 KIND = sys.argv[1]
-MATRIX = torch.ones(1000, 1000)
 DOCUMENTS = [Document(f"text {n}") for n in range(40)]
 
 
@@ -29,9 +27,12 @@ class Embeddings(DeterministicFakeEmbedding):
         if KIND == "embedder":
             wait()
         if KIND == "forwards":
+            import torch
+
+            matrix = torch.ones(1000, 1000)
             print("waiting", flush=True)
             while True:  # the interpreter aborts if it ends within one
-                torch.mm(MATRIX, MATRIX)
+                torch.mm(matrix, matrix)
         return super().embed_documents(texts)
 
 
