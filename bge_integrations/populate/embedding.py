@@ -70,6 +70,8 @@ class ForeignEmbedder:
             NonFiniteError: There is NaN or infinity.
         """
         given = self._embed(texts)
+        if hasattr(given, "__next__"):
+            given = list(given)
         if given is None or len(given) != len(texts):
             count = "None" if given is None else f"{len(given)} vectors"
             raise ValueError(f"The embedder gave {count} for {len(texts)} texts; it has to give a vector for each.")

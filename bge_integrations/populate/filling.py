@@ -119,18 +119,18 @@ class Filling:
 
     Args:
         sink: The store.
+        stop: Set once nothing more is to be asked of the store; also by the run itself.
         size: Documents a batch.
         writers: Threads that write.
         collect: Leave bad documents out instead of raising.
         cleanup: Which stale documents to delete, once all are written.
-        stop: Set once nothing more is to be asked of the store; also by the run itself.
 
     Attributes:
         done: What has been done.
     """
 
     def __init__(
-        self, sink: Sink, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None, stop: Event
+        self, sink: Sink, stop: Event, *, size: int, writers: int, collect: bool, cleanup: Cleanup | None
     ) -> None:
         self._sink = sink
         self._size = size

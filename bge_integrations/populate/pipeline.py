@@ -20,7 +20,7 @@ from bge_integrations.populate.filling import Filling
 from bge_integrations.populate.report import PopulateReport, Progress
 from bge_integrations.populate.sinks import HybridSink, Sink, make_sink
 from bge_integrations.populate.sources import Handover, Loader, Source, asynchronous
-from bge_integrations.populate.writing import hurry
+from bge_integrations.populate.writing import asking_until
 
 OnError = Literal["raise", "collect"]
 
@@ -44,10 +44,9 @@ def populate(
 ) -> PopulateReport:
     """Bring a vector store up to date with documents; run again, it computes nothing twice.
 
-    A document's own id is kept, its content hash goes into the metadata; without an id, it is the SHA-256 of text and
-    metadata. What the store holds never reaches the model, nor does what changed in its metadata only. Reading, the
-    model and writes overlap, on `workers` + 2 batches at most; after a kill the same call goes on. A store out of reach
-    is tried again for a minute, one that refuses a batch gets halves.
+    A document's own id is kept, its content hash goes into the metadata; without an id, that hash is the id. What the
+    store holds never reaches the model, nor does what changed in its metadata only. At most `workers` + 2 batches are
+    under way; after a kill the same call goes on. A store out of reach is tried again for a minute.
 
     Args:
         store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
@@ -75,13 +74,8 @@ def populate(
     source = documents if isinstance(documents, Source) else Source(documents)
     sink = _open(store, embedder, sparse_index, cleanup=cleanup, record=record, force=force)
     size, writers = min(batch_size or DEFAULT_BATCH_SIZE, sink.max_batch_size), min(workers, sink.max_writers)
-    collect = on_error == "collect"
-    filling = Filling(sink, size=size, writers=writers, collect=collect, cleanup=cleanup, stop=source.stop)
-    before = hurry.set(source.stop)
-    try:
-        _follow(filling, source, show_progress, progress, started)
-    finally:
-        hurry.reset(before)
+    filling = Filling(sink, source.stop, size=size, writers=writers, collect=on_error == "collect", cleanup=cleanup)
+    _follow(filling, source, show_progress, progress, started)
     return filling.done.report(time.perf_counter() - started, overlapped=sink.embedder is not None)
 
 
@@ -136,7 +130,7 @@ async def apopulate(
 
 def _follow(
     filling: Filling,
-    documents: Iterable[Any],
+    documents: Source,
     show_progress: bool,
     progress: Callable[[Progress], object] | None,
     started: float,
@@ -144,6 +138,7 @@ def _follow(
     """Fill, and tell after each batch how far it has come."""
     total, hidden = length_hint(documents) or None, None if show_progress else True
     with (
+        asking_until(documents.stop),
         tqdm(total=total, unit="doc", desc="populate", disable=hidden) as bar,
         closing(filling.run(documents)) as steps,
     ):

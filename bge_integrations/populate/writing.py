@@ -1,7 +1,8 @@
 """What a store's errors mean: it is away and asked again, nothing will be taken, or a document may be at fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Event
 from typing import Any, TypeVar
@@ -16,8 +17,7 @@ T = TypeVar("T")
 SECONDS = 60
 """How long a store is asked again while it cannot be reached."""
 
-hurry: ContextVar[Event] = ContextVar("hurry", default=Event())  # noqa: B039 - nobody sets the default
-"""Of a run of populate: set once it is not to ask the store again."""
+_stop: ContextVar[Event] = ContextVar("stop", default=Event())  # noqa: B039 - nobody sets the default
 
 _AWAY = (
     "ConnectionError",
@@ -43,23 +43,33 @@ _ENDS = (MemoryError, ImportError, NotImplementedError, CancelledError)
 _OUR_MODELS_REFUSALS = (InputTooLongError, NonFiniteError)
 
 
+@contextmanager
+def asking_until(stop: Event) -> Iterator[None]:
+    """Has stores asked again, by this thread and those that it starts, until something is set."""
+    before = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(before)
+
+
 def patiently(work: Callable[[], T]) -> T:
     """Does some work of a store; again, with growing pauses, while it cannot be reached.
 
     Raises:
-        CancelledError: The run is not to wait any longer.
+        CancelledError: Something is set that ends the asking (`asking_until`).
     """
-    hurried = hurry.get()
+    stop = _stop.get()
 
     def pause(seconds: float) -> None:
-        if hurried.wait(seconds):
+        if stop.wait(seconds):
             raise CancelledError
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
         sleep=pause,
-        stop=tenacity.stop_any(tenacity.stop_after_delay(SECONDS), tenacity.stop_when_event_set(hurried)),
+        stop=tenacity.stop_any(tenacity.stop_after_delay(SECONDS), tenacity.stop_when_event_set(stop)),
         reraise=True,
     )
     return retrying(work)

@@ -8,6 +8,7 @@ import chromadb
 import faiss
 import httpx
 import lancedb
+import numpy as np
 import pytest
 import requests
 import tiny
@@ -117,6 +118,24 @@ def test_an_embedder_that_refuses_everything_ends_the_run(kind: str, on_error: A
         populate(InMemoryVectorStore(embeddings), DOCUMENTS, on_error=on_error)
     assert "while the model was to embed 512 documents, 0 to 511 of the input" in told.value.__notes__[0]
     assert embeddings.calls <= FEW
+
+
+@pytest.mark.parametrize("given", [np.array, iter, tuple, lambda rows: [np.array(row) for row in rows]])
+def test_vectors_may_be_given_as_whatever_holds_numbers(given: Callable[[Any], Any]) -> None:
+    store = InMemoryVectorStore(Theirs(lambda texts: given(vectors(texts))))
+    populate(store, DOCUMENTS[:3])
+    assert [row["vector"] for row in store.store.values()] == [[6.0, 1.0, 2.0]] * 3
+
+
+def test_a_batch_that_is_too_large_for_an_embedder_is_halved() -> None:
+    def limited(texts: list[str]) -> Any:
+        if len(texts) > 100:
+            raise ValueError("at most 100 inputs")
+        return vectors(texts)
+
+    embeddings = Theirs(limited)
+    assert populate(InMemoryVectorStore(embeddings), DOCUMENTS).added == 512
+    assert embeddings.calls == 15
 
 
 def test_vectors_of_another_width_are_refused() -> None:
