@@ -47,6 +47,7 @@ LAWS = {
     "inference.backends.fused": law(INFERENCE, "torch"),
     "inference.backends.graphs": law(INFERENCE, "numpy torch"),
     "inference.backends.transfer": law(INFERENCE, "numpy torch"),
+    "inference.backends.proof": law(INFERENCE, "numpy torch"),
     "inference.backends.layerwise": law(INFERENCE, "numpy torch transformers"),
     "inference.backends.varlen": law(INFERENCE, "numpy torch transformers"),
     "inference.backends.openvino": law(INFERENCE, "numpy openvino"),

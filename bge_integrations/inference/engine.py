@@ -73,7 +73,8 @@ class Engine:
         Messages count them from `first`. Where too many calls wait, a `patient` one waits for admission.
 
         Returns:
-            A future of the rows that `head` describes, and of the items that were cut.
+            A future of the rows that `head` describes, and of the items that were cut. It fails with a ValueError
+            for an item with a token that the model has no embedding of; others in its batches do not.
 
         Raises:
             OverloadedError: Too many calls wait, and the call is not `patient`.
@@ -81,9 +82,25 @@ class Engine:
         """
         if not items:
             raise ValueError("An engine needs at least one text.")
-        call = Call(items, encode, check, head, max_batch_tokens or self.max_batch_tokens, first, patient)
+        what = "Text" if isinstance(items[0], str) else "Pair"
+
+        def checked(index: int, encoding: Encoding) -> None:
+            check(index, encoding)
+            self._check_tokens(f"{what} {index}", encoding)
+
+        call = Call(items, encode, checked, head, max_batch_tokens or self.max_batch_tokens, first, patient)
         self._queue.submit(call)
         return call.future
+
+    def _check_tokens(self, what: str, encoding: Encoding) -> None:
+        """Refuses a token without an embedding; a batch would fail with it as a whole, or give whatever is there."""
+        largest, vocabulary = int(encoding.ids.max(initial=0)), self.backend.vocabulary
+        if vocabulary is not None and largest >= vocabulary:
+            raise ValueError(
+                f"{what} holds the token {self.tokenizer.name(largest)!r} (id {largest}), and the model has embeddings "
+                f"of {vocabulary} tokens only: its tokenizer and its weights do not belong together. Resize its "
+                "embeddings (resize_token_embeddings) and save it again, or leave this text out."
+            )
 
     @property
     def stats(self) -> EngineStats:

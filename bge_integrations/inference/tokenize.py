@@ -99,6 +99,10 @@ class TextTokenizer:
         """Tokens that `prompt` takes at the head of a text, the special tokens before it included; 0 for ""."""
         return len(self._single.special[0]) + len(self._ids([prompt])[0]) if prompt else 0
 
+    def name(self, token: int) -> str:
+        """How the vocabulary writes a token."""
+        return str(self._tokenizer.id_to_token(token))
+
     def token(self, text: str) -> int:
         """The first token of `text`, such as "Yes"."""
         return self._ids([text])[0][0]

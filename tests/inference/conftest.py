@@ -39,6 +39,7 @@ class RecordingBackend:
 
     engine = "recording"
     nbytes = 0
+    vocabulary = None
 
     def __init__(self, *, padded: bool) -> None:
         self.padded = padded

@@ -188,3 +188,12 @@ def test_nothing_else_is_taken_for_out_of_memory(embedder, packed, error, text_t
     with pytest.raises(type(error)) as told:
         backend.run(batch_of(text_tokenizer(embedder), TEXTS), Dense())
     assert told.value is error
+
+
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_exact_copies_only_weights_that_are_not_float32(dtype, copied, torch_backend, text_tokenizer, bert_embedder):
+    backend = torch_backend(bert_embedder, packed=True, dtype=dtype)
+    ran = []
+    backend._model.register_forward_pre_hook(lambda module, _: ran.append(module))
+    backend.run(TokenBatch.of(text_tokenizer(bert_embedder).texts(["a panda"], max_length=32)), Dense(), exact=True)
+    assert (ran[0] is not backend._model) is copied

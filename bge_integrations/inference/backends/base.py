@@ -30,6 +30,8 @@ class Backend(Protocol):
     """How it runs and why, for people: "packed", "padded: ...", "sentence_transformers: ..."."""
     nbytes: int
     """Bytes of the weights on the device."""
+    vocabulary: int | None
+    """Rows of the table of token embeddings: a text with an id beyond them never reaches `run`; None for no limit."""
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows | Launched:
         """One forward: rows in the order of the batch, or `Launched` where the device goes on by itself.

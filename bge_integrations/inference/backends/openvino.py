@@ -34,27 +34,37 @@ class OpenVinoBackend:
             tokens), to hidden states (texts, tokens, width) or logits (texts, 1).
         precision: "f32" or "bf16": what everything is computed in that the graph does not hold in int8.
         pad_id: The tokenizer's padding token.
+        vocabulary: Rows of the table of token embeddings; None for no limit.
         positions: Most tokens that the model has positions for; None for no limit.
     """
 
     padded = False
 
     def __init__(
-        self, read: Callable[[], openvino.Model], *, precision: str, pad_id: int, positions: int | None = None
+        self,
+        read: Callable[[], openvino.Model],
+        *,
+        precision: str,
+        pad_id: int,
+        vocabulary: int | None = None,
+        positions: int | None = None,
     ) -> None:
         graph = read()
         self.nbytes = sum(node.get_byte_size() for node in graph.get_ops() if isinstance(node, openvino.op.Constant))
         self._read = read
-        self._pad_id = pad_id
+        self.vocabulary = vocabulary
+        self._pad_id = pad_id if pad_id < (vocabulary or sys.maxsize) else 0
         self._positions = positions or sys.maxsize
         self._compiled: _Compiled | None = _Compiled(graph, precision)
         self.engine = f"openvino: {self._compiled.precision}, {STREAMS} groups of texts at a time"
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows:
         """One forward; see `Backend.run`."""
-        compiled = _Compiled(self._read(), "f32") if exact else self._compiled
+        compiled = self._compiled
         if compiled is None:
             raise RuntimeError("This backend is closed.")
+        if exact and compiled.precision != "f32":
+            compiled = _Compiled(self._read(), "f32")
         order = np.argsort(-batch.lengths, kind="stable")
         groups = [_taken(batch, order[part]) for part in _parts(batch.lengths[order])]
         widths = [min(_rounded(group.max_seqlen), self._positions) for group in groups]

@@ -1,6 +1,8 @@
 """The torch backend: transformers' own model classes, padded (the reference) or packed, over one copy of weights."""
 
 import copy
+import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,7 +20,7 @@ from bge_integrations.inference.backends.pooling import dense_rows
 from bge_integrations.inference.backends.transfer import device_errors, to_device, to_host
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.call import Rows
-from bge_integrations.inference.heads import M3, Dense, Head, TokenLogit
+from bge_integrations.inference.heads import M3, Dense, Head, Logit, TokenLogit
 
 
 class ModuleBackend(ABC):
@@ -33,6 +35,7 @@ class ModuleBackend(ABC):
     def __init__(self, model: Any, *, padded: bool, engine: str) -> None:
         self._model = model.eval()
         self.padded = padded
+        self.vocabulary = table_rows(model)
         self.engine = engine
         self.nbytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
@@ -43,7 +46,7 @@ class ModuleBackend(ABC):
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows | Launched:
         """One forward; see `Backend.run`."""
         try:
-            model = copy.deepcopy(self._model).float() if exact else self._model
+            model = self._in_float32() if exact else self._model
             with device_errors(), torch.inference_mode():
                 rows = self.rows(model, batch, head)
                 return to_host(rows) if isinstance(rows, torch.Tensor) else rows
@@ -52,6 +55,16 @@ class ModuleBackend(ABC):
         # Outside the handler, whose traceback would keep the forward's tensors alive.
         torch.cuda.empty_cache()
         raise DeviceMemoryError(message)
+
+    @property
+    def model(self) -> Any:
+        """The module; None once closed."""
+        return self._model
+
+    def _in_float32(self) -> Any:
+        """The model itself if all of it is, else a copy."""
+        floats = (tensor.dtype for tensor in self._model.parameters() if tensor.is_floating_point())
+        return self._model if set(floats) <= {torch.float32} else copy.deepcopy(self._model).float()
 
     def close(self) -> None:
         """Frees the weights."""
@@ -67,7 +80,7 @@ class TorchBackend(ModuleBackend):
     Args:
         model: From one of transformers' auto classes, on its device, attention chosen by `packed`; bge-m3's own heads
             are its modules `sparse_linear` and `colbert_linear`.
-        packed: Run without padding; the model's attention must be `varlen.NAME`. Decoders always do.
+        packed: Run without padding; the model's attention must be `varlen.NAME`.
         engine: "packed" or "padded", with the reason.
         unused: Tokens that have no sparse weight.
         fusing: Compiles the layers once there is enough work.
@@ -85,7 +98,8 @@ class TorchBackend(ModuleBackend):
         graphs: ForwardGraphs | None = None,
     ) -> None:
         super().__init__(model, padded=not packed, engine=engine)
-        self._pad_id = model.config.pad_token_id or 0
+        self._pad_id = model.config.pad_token_id
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self._unused = unused
         self._fusing = fusing
         self._graphs = graphs
@@ -97,7 +111,7 @@ class TorchBackend(ModuleBackend):
 
     def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows | Launched:
         """One forward, padded or packed."""
-        if self.padded and not isinstance(head, Dense | M3):
+        if self.padded and isinstance(head, Logit) and not self._scores_last_token(model):
             return cast("torch.Tensor", model(**self._padded_inputs(model, batch)).logits)
         hidden = self._padded(model, batch) if self.padded else self._packed(model, batch)
         if isinstance(head, Dense):
@@ -107,24 +121,37 @@ class TorchBackend(ModuleBackend):
         ends = to_device(batch.cu_seqlens, hidden.device)
         if isinstance(head, TokenLogit):
             return _token_logit(model, hidden[ends[1:] - 1], head.token)
+        if self._scores_last_token(model):
+            return cast("torch.Tensor", model.score(hidden[ends[1:] - 1]))
         return _classify(model, hidden[ends[:-1]])
+
+    def _scores_last_token(self, model: Any) -> bool:
+        """Whether it is a decoder that scores each text at its last token, without a padding token to find it by.
+
+        transformers looks for the last token that is not padding, and without a padding token takes one text alone.
+        """
+        return hasattr(model, "score") and not self._has_pad_token
+
+    @property
+    def _has_pad_token(self) -> bool:
+        return self._pad_id is not None and 0 <= self._pad_id < (self.vocabulary or math.inf)
 
     def _padded(self, model: Any, batch: TokenBatch) -> torch.Tensor:
         """Hidden states of all texts end to end, (tokens, width)."""
-        hidden = model(**self._padded_inputs(model, batch)).last_hidden_state
+        hidden = model.base_model(**self._padded_inputs(model, batch)).last_hidden_state
         real = np.flatnonzero(np.arange(batch.max_seqlen) < batch.lengths[:, None])
         return cast("torch.Tensor", hidden.flatten(0, 1)[to_device(real, model.device)])
 
     def _padded_inputs(self, model: Any, batch: TokenBatch) -> dict[str, torch.Tensor]:
-        ids, mask, types = batch.padded(self._pad_id)
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        ids, mask, types = batch.padded(self._pad_id if self._has_pad_token else 0)
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types if self._takes_types else None}
         return {name: to_device(value, model.device) for name, value in inputs.items() if value is not None}
 
     def _packed(self, model: Any, batch: TokenBatch) -> torch.Tensor:
         """Hidden states of all texts end to end, (tokens, width)."""
         arrays: Arrays = {
             "input_ids": batch.ids[None],
-            "position_ids": positions(model.config.model_type, batch, self._pad_id)[None],
+            "position_ids": positions(model.config.model_type, batch, self._pad_id or 0)[None],
             "cu_seqlens": batch.cu_seqlens.astype(np.int32),
         }
         if batch.types is not None and model.config.model_type in ENCODERS:
@@ -136,6 +163,15 @@ class TorchBackend(ModuleBackend):
                 self._fusing.count(len(batch.ids))
         inputs = {name: to_device(array, model.device) for name, array in arrays.items()}
         return packed_hidden(model, inputs, batch.max_seqlen, torch.from_numpy(batch.cu_seqlens))
+
+
+def table_rows(model: Any) -> int | None:
+    """Rows of a transformers model's table of token embeddings; None where it has none that can be found."""
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return getattr(table, "num_embeddings", None)
 
 
 def packed_hidden(

@@ -1,11 +1,12 @@
 """Whatever pipeline the fast paths don't know, run through the sentence-transformers library itself."""
 
+import math
 from typing import Any
 
 import torch
 
 from bge_integrations.inference.backends.pooling import finish
-from bge_integrations.inference.backends.pytorch import ModuleBackend
+from bge_integrations.inference.backends.pytorch import ModuleBackend, table_rows
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Dense, Head
 
@@ -21,7 +22,8 @@ class SentenceTransformersBackend(ModuleBackend):
 
     def __init__(self, model: Any, *, pad_id: int, engine: str) -> None:
         super().__init__(model, padded=True, engine=engine)
-        self._pad_id = pad_id
+        self.vocabulary = table_rows(model[0].auto_model)
+        self._pad_id = pad_id if pad_id < (self.vocabulary or math.inf) else 0
 
     def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
         """One forward of the whole pipeline."""
