@@ -164,6 +164,8 @@ class Folder:
             if (self.path / name).is_file():
                 return (self.path / name,)
             if index := _json(self.path / f"{name}.index.json"):
+                if not isinstance(index.get("weight_map"), dict):
+                    raise MissingWeightsError(f"{name}.index.json of {self.path} names no files. Download it again.")
                 shards = [self.path / shard for shard in sorted(set(index["weight_map"].values()))]
                 if absent := [shard.name for shard in shards if not shard.is_file()]:
                     raise MissingWeightsError(f"{self.path} lacks {', '.join(absent)}. Download the folder again.")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bge_integrations.errors import MissingWeightsError
+from bge_integrations.runtime.damage import refuse_pointers
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -16,8 +17,10 @@ def loaded_bytes(files: Iterable[Path], dtype: str) -> int:
     """Bytes the weights take once loaded as `dtype`.
 
     Raises:
-        MissingWeightsError: A safetensors file is truncated or not one.
+        MissingWeightsError: A safetensors file is truncated or not one, or a file is a Git LFS pointer.
     """
+    files = tuple(files)
+    refuse_pointers(files)
     return sum(_safetensors_bytes(f, dtype) if f.suffix == ".safetensors" else f.stat().st_size for f in files)
 
 
