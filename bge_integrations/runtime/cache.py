@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from bge_integrations.errors import UnsupportedModelError
 from bge_integrations.inference.device_lock import forget_device_locks, hold_devices, let_devices_go
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.queue import MAX_WAITING_CALLS
@@ -23,7 +24,7 @@ from bge_integrations.runtime.ending import stop_threads
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
 from bge_integrations.runtime.locate import forget_download_lock, locate, names_of
 from bge_integrations.runtime.residents import Resident, Residents
-from bge_integrations.runtime.resolve import resolve
+from bge_integrations.runtime.resolve import openvino_failed, resolve
 from bge_integrations.runtime.source import ModelSource, Resolved
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ class ModelCache:
             resolved = self.resolve(source)
             if not self._still_wanted(source, resolved):
                 return
-            resident = self._residents.lease(resolved)
+            resolved, resident = self._lease(source, resolved)
         except BaseException as error:
             for _, outcome in self._missed_calls(source):
                 answer(outcome, None, error)
@@ -236,6 +237,19 @@ class ModelCache:
         key = resolved.key
         if key.revision.startswith(LOCAL):  # what the folder held before is out of everyone's reach
             self._residents.leave(lambda other: other.model == key.model and other.revision != key.revision)
+
+    def _lease(self, source: ModelSource, resolved: Resolved) -> tuple[Resolved, Resident]:
+        """A leased model; what OpenVINO was taken for and cannot run, torch does."""
+        try:
+            return resolved, self._residents.lease(resolved)
+        except UnsupportedModelError as error:
+            if source.backend != "auto" or resolved.key.backend != "openvino":
+                raise
+            openvino_failed(resolved.key, str(error))
+            instead = self._known[source] = resolve(source, locate(source))
+            if instead.key == resolved.key:  # its files, or its dtype, are for OpenVINO alone
+                raise
+            return instead, self._residents.lease(instead)
 
     def _still_wanted(self, source: ModelSource, resolved: Resolved) -> bool:
         """Refuses bad calls before weights load; whether any call is left to load them for."""

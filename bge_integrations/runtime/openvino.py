@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_integrations.errors import BgeError, UnsupportedModelError
 from bge_integrations.inference.backends.base import Backend
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime.folder import OPENVINO_GRAPH, Folder, content_hash
@@ -44,8 +45,13 @@ _BLOCKED = "openvino_telemetry"
 
 
 def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, module: Module) -> Backend:
-    """The model on OpenVINO; `module` is called only where no graph is kept."""
-    import_openvino()
+    """The model on OpenVINO; `module` is called only where no graph is kept.
+
+    Raises:
+        UnsupportedModelError: OpenVINO cannot convert or compile it.
+    """
+    with _naming_openvino():
+        import_openvino()
     from bge_integrations.inference.backends.openvino import OpenVinoBackend
 
     key, folder = resolved.key, resolved.folder
@@ -59,7 +65,28 @@ def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, m
     else:
         read = _kept(_facts(folder, tokenizer), partial(_converted, tokenizer, module))
     precision = "f32" if key.dtype == "float32" else "bf16"
-    return OpenVinoBackend(read, precision=precision, pad_id=pad_id, positions=folder.positions)
+    with _naming_openvino():
+        return OpenVinoBackend(
+            read,
+            precision=precision,
+            pad_id=pad_id,
+            vocabulary=folder.config.get("vocab_size"),
+            positions=folder.positions,
+        )
+
+
+@contextmanager
+def _naming_openvino() -> Iterator[None]:
+    """Says of whatever is raised that it was OpenVINO."""
+    try:
+        yield
+    except (BgeError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f'OpenVINO cannot run the model ({type(error).__name__}: {error!s:.500}). Use backend="torch", or "auto", '
+            "which then takes torch by itself."
+        ) from error
 
 
 def default_texts() -> list[str]:
@@ -177,9 +204,10 @@ def _converted(tokenizer: TextTokenizer, module: Module) -> Graph:
     example = {"input_ids": ids, "attention_mask": mask}
     if _takes_types(tokenizer):
         example["token_type_ids"] = torch.zeros_like(ids)
-    with warnings.catch_warnings(), torch.inference_mode():
+    loaded = module().eval()
+    with warnings.catch_warnings(), torch.inference_mode(), _naming_openvino():
         warnings.simplefilter("ignore")
-        return openvino.convert_model(module().eval(), example_input=example)
+        return openvino.convert_model(loaded, example_input=example)
 
 
 def _read(file: Path, *, mapped: bool) -> Graph:

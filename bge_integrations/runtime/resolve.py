@@ -1,6 +1,7 @@
 """What a model's files say: its catalogue row, and the backend, device and dtype that run it."""
 
 import functools
+import logging
 import platform
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ from bge_integrations.runtime.folder import Folder, read_folder
 from bge_integrations.runtime.locate import row_of
 from bge_integrations.runtime.source import Kind, Located, ModelKey, ModelSource, Resolved
 
+logger = logging.getLogger(__name__)
+
 _CLASS_OF = {"embedder": "BgeEmbedder", "reranker": "BgeReranker"}
 _FAST_MODEL_TYPES = ("bert", "xlm-roberta")
 _DECODERS = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
@@ -20,6 +23,7 @@ _LLM_MODEL_TYPES = {"llm": _DECODERS, "layerwise": ("minicpm",), "lightweight": 
 _FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
 _FAST_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
 _WEIGHTS = (".safetensors", ".bin")
+_openvino_failures: dict[tuple[str, str], str] = {}
 _WORTH_CONVERTING = 50_000_000
 """Bytes of weights from which backend="auto" takes OpenVINO; a smaller model is rarely run long enough to gain."""
 
@@ -38,7 +42,7 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
     if spec and spec.unsupported:
         raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
     _check_architecture(source, folder, spec)
-    backend, reason = _choose_backend(source, folder, spec)
+    backend, reason = _choose_backend(source, located, folder, spec)
     device = resolve_device(source.device or ("cpu" if backend == "openvino" else None))
     dtype = source.dtype or ("int8" if folder.quantized else default_dtype(device))
     key = ModelKey(located.model, located.revision, backend, device, dtype)
@@ -121,7 +125,7 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
     return same_kind and all(wanted is None or wanted == actual for wanted, actual in shapes)
 
 
-def _choose_backend(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
+def _choose_backend(source: ModelSource, located: Located, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
     own_code = source.trust_remote_code and "auto_map" in folder.config
     reason = "it brings its own code" if own_code else _slow_reason(folder)
     language_model = spec if spec and spec.family in _LLM_MODEL_TYPES else None
@@ -138,7 +142,7 @@ def _choose_backend(source: ModelSource, folder: Folder, spec: ModelSpec | None)
                 f'backend="sentence_transformers" cannot run {language_model.id}. Use backend="auto".'
             )
         return "torch", ""
-    if not reason and _openvino_pays(source, folder):
+    if not reason and not openvino_failure(located) and _openvino_pays(source, folder):
         return "openvino", ""
     if source.backend == "torch" and reason and source.kind == "embedder":
         raise UnsupportedModelError(
@@ -180,6 +184,18 @@ def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
         and openvino_pays_here()
         and resolve_device(source.device).startswith("cpu")
     )
+
+
+def openvino_failed(model: Located | ModelKey, why: str) -> None:
+    """From now on backend="auto" takes torch for a model that OpenVINO could not run."""
+    if not openvino_failure(model):
+        logger.warning("%s runs on torch, not on OpenVINO: %s", model.model, why)
+        _openvino_failures[model.model, model.revision] = why
+
+
+def openvino_failure(model: Located | ModelKey) -> str:
+    """Why backend="auto" no longer takes OpenVINO for a model; empty if it may."""
+    return _openvino_failures.get((model.model, model.revision), "")
 
 
 def openvino_pays_here() -> bool:
