@@ -4,7 +4,6 @@ import copy
 import functools
 import gc
 import logging
-import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,22 +11,29 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
-from bge_integrations.inference.backends.base import Backend
+from bge_integrations.errors import BgeError, MissingWeightsError, UnsupportedModelError
+from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
+from bge_integrations.inference.device_lock import device_lock
 from bge_integrations.inference.engine import Engine
+from bge_integrations.inference.heads import Dense, Head, Layers, Logit
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime import openvino
+from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
+from bge_integrations.runtime.damage import (
+    refuse_damaged,
+    refuse_missing_vocabulary,
+    refuse_pointers,
+    tokenizer_files,
+)
 from bge_integrations.runtime.device import default_batch_tokens
 from bge_integrations.runtime.folder import LOCAL, Folder
+from bge_integrations.runtime.resolve import openvino_failure
 from bge_integrations.runtime.source import ModelKey, Resolved
 
 logger = logging.getLogger(__name__)
 
 _one_load = threading.Lock()
 """transformers patches its own globals while it loads, so models load one after the other."""
-
-LAYERWISE = ("minicpm", "cost_wise_gemma")
-"""Architectures that transformers does not know."""
 
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
@@ -51,27 +57,22 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
 
     Raises:
         MissingWeightsError: The checkpoint lacks a tensor that the model needs, or is not made of tensors alone.
-        UnsupportedModelError: The tokenizer has no fast version.
+        UnsupportedModelError: The tokenizer has no fast version, or a library cannot load the model.
+        ValueError: A file is damaged; the message names it.
     """
-    key, folder = resolved.key, resolved.folder
+    key = resolved.key
     started = time.perf_counter()
-    with _one_load, _quiet():
+    with _one_load, _quiet(), _explained(resolved.folder):
         tokenizer = _tokenizer(resolved)
-        text_tokenizer, pad_id = _text_tokenizer(tokenizer, folder), tokenizer.pad_token_id or 0
-        try:
-            if key.backend == "sentence_transformers":
-                backend = _pipeline(resolved, pad_id=pad_id)
-            elif key.backend == "openvino":
-                backend = openvino.load_backend(
-                    resolved, text_tokenizer, pad_id=pad_id, module=lambda: _encoder_module(resolved, "float32", "sdpa")
-                )
-            else:
-                backend = _model(resolved, tokenizer)
-        except pickle.UnpicklingError as error:
-            raise MissingWeightsError(
-                f"A .bin file of {folder.root} holds more than tensors, or is damaged. Nothing is unpickled, for that "
-                "can run any code: use a copy with safetensors."
-            ) from error
+        text_tokenizer = _text_tokenizer(tokenizer, resolved.folder)
+        if key.backend == "sentence_transformers":
+            backend = _pipeline(resolved, tokenizer)
+        elif key.backend == "openvino":
+            module = partial(_encoder_module, resolved, "float32", "sdpa")
+            pad_id = tokenizer.pad_token_id or 0
+            backend = openvino.load_backend(resolved, text_tokenizer, pad_id=pad_id, module=module)
+        else:
+            backend = _model(resolved, tokenizer)
         _collect_once()
     logger.info(
         "loaded %s in %.1f s: %d bytes on %s as %s, %s",
@@ -106,6 +107,24 @@ def _collect_once() -> None:
 
 
 @contextmanager
+def _explained(folder: Folder) -> Iterator[None]:
+    """Says which folder could not be loaded, and of it which file, whatever a library says."""
+    try:
+        yield
+    except (BgeError, MemoryError, DeviceMemoryError):
+        raise
+    except Exception as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        refuse_damaged(folder)
+        raise UnsupportedModelError(
+            f"{folder.path} cannot be loaded: {type(error).__name__}: {error!s:.500}"
+        ) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps transformers' bars and reports off stderr; what they tell is checked here and raised or logged."""
     from transformers.utils import logging as transformers_logging
@@ -126,8 +145,10 @@ def _tokenizer(resolved: Resolved) -> Any:
     from transformers import AutoTokenizer, PreTrainedConfig
 
     folder = resolved.folder
+    refuse_missing_vocabulary(folder)
+    refuse_pointers(tokenizer_files(folder))
     # transformers looks for its tokenizer class by an architecture that it knows; these are not among them.
-    config = PreTrainedConfig() if folder.model_type in LAYERWISE else None
+    config = PreTrainedConfig() if folder.model_type in LAYERWISE else configuration(resolved)
     tokenizer = AutoTokenizer.from_pretrained(folder.path, config=config, trust_remote_code=resolved.trust_remote_code)
     if not tokenizer.is_fast:
         raise UnsupportedModelError(f"{resolved.key.model} has only a slow tokenizer; a tokenizer.json is needed.")
@@ -157,39 +178,56 @@ def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
     from bge_integrations.inference.backends import varlen
     from bge_integrations.inference.backends.fused import Fusing
     from bge_integrations.inference.backends.graphs import ForwardGraphs
+    from bge_integrations.inference.backends.proof import PLAIN
     from bge_integrations.inference.backends.pytorch import TorchBackend, packed_hidden
 
     key, folder = resolved.key, resolved.folder
     padded_because = _padded_reason(resolved)
-    on_cuda = not padded_because and key.device.startswith("cuda")
-    attention = None if resolved.reason else "sdpa" if padded_because else varlen.NAME
+    attention = None if resolved.reason else PLAIN if padded_because else varlen.NAME
     model = _encoder_module(resolved, key.dtype, attention)
     for name, head in _heads(folder).items():
         setattr(model, f"{name}_linear", head.to(model.dtype))
     _unmapped(model.to(key.device), key)
+    if not padded_because:
+        packed, padded = (TorchBackend(model, packed=packed, engine="") for packed in (True, False))
+        scoring = Logit() if folder.is_reranker else Dense()
+        padded_because = _packing_fault(key, model.base_model.encoder.layer[-1], scoring, packed, padded)
+    on_cuda = not padded_because and key.device.startswith("cuda")
     special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    engine = f"padded: {padded_because}" if padded_because else "packed"
+    failure = openvino_failure(key)
     return TorchBackend(
         model,
         packed=not padded_because,
-        engine=f"padded: {padded_because}" if padded_because else "packed",
+        engine=f"{engine}; {failure}" if failure else engine,
         unused=tuple({token for token in special if token is not None}),
         fusing=Fusing(model.base_model.encoder.layer) if on_cuda else None,
         graphs=ForwardGraphs(partial(packed_hidden, model), model.device) if on_cuda else None,
     )
 
 
+def _packing_fault(key: ModelKey, last_layer: Any, head: Head, packed: Any, padded: Any) -> str:
+    """Why a model may not run packed; its attention is transformers' own then, with which it may run padded."""
+    from bge_integrations.inference.backends.proof import packing_fault
+
+    with device_lock(key.device):
+        return packing_fault(last_layer, head, packed=packed, alone=padded)
+
+
 def _encoder_module(resolved: Resolved, dtype: str, attention: str | None) -> Any:
-    """The whole checkpoint, on the CPU; `attention` None leaves the choice to transformers."""
+    """The whole checkpoint, on the CPU; `attention` None leaves the choice to the folder, else to transformers."""
     import torch
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     folder = resolved.folder
+    config = configuration(resolved)
+    if attention:
+        config._attn_implementation = attention  # noqa: SLF001 - transformers has no public name for it
     auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
     extra: dict[str, Any] = {} if folder.is_reranker else {"add_pooling_layer": False}
-    if attention:
-        extra["attn_implementation"] = attention
     model, report = auto.from_pretrained(
         folder.path,
+        config=config,
         dtype=getattr(torch, dtype),
         trust_remote_code=resolved.trust_remote_code,
         **_REPORTED,
@@ -222,21 +260,30 @@ def _heads(folder: Folder) -> dict[str, Any]:
 
 def _decoder(resolved: Resolved) -> Backend:
     """A language model without its output layer, or with it for a reranker."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
     from bge_integrations.inference.backends.pytorch import TorchBackend
 
     auto = AutoModelForCausalLM if resolved.spec and resolved.spec.kind == "reranker" else AutoModel
-    config = AutoConfig.from_pretrained(resolved.folder.path)
-    return TorchBackend(_loaded_decoder(resolved, auto, config), packed=True, engine=_decoder_engine(resolved, config))
+    config = configuration(resolved)
+    model = _loaded_decoder(resolved, auto, config)
+    packed, padded = (TorchBackend(model, packed=packed, engine="") for packed in (True, False))
+    fault = _packing_fault(resolved.key, model.base_model.layers[-1], Dense(), packed, padded)
+    engine = f"padded: {fault}" if fault else _decoder_engine(resolved, config)
+    return TorchBackend(model, packed=not fault, engine=engine)
 
 
 def _layerwise(resolved: Resolved) -> Backend:
     from bge_integrations.inference.backends.layerwise import CostWiseGemma, LayerwiseBackend, LayerwiseMiniCPM
 
     model_class: Any = LayerwiseMiniCPM if resolved.folder.model_type == "minicpm" else CostWiseGemma
-    config = model_class.make_config(resolved.folder.config)
-    return LayerwiseBackend(_loaded_decoder(resolved, model_class, config), engine=_decoder_engine(resolved, config))
+    config = model_class.make_config(plain(resolved.folder.config))
+    model = _loaded_decoder(resolved, model_class, config)
+    backend = LayerwiseBackend(model, engine=_decoder_engine(resolved, config))
+    layers = model.model.layers
+    if fault := _packing_fault(resolved.key, layers[-1], Layers((len(layers),)), backend, backend):
+        raise UnsupportedModelError(f"{resolved.key.model} runs packed alone, and cannot: {fault}.")
+    return backend
 
 
 def _loaded_decoder(resolved: Resolved, model_class: Any, config: Any) -> Any:
@@ -247,16 +294,17 @@ def _loaded_decoder(resolved: Resolved, model_class: Any, config: Any) -> Any:
     # Gemma 2's cap on attention: transformers before 5 left it out in its default attention, with which the published
     # numbers were made, and torch's variable-length kernel has none.
     config.attn_logit_softcapping = None
+    config._attn_implementation = varlen.NAME  # noqa: SLF001 - transformers has no public name for it
     key, folder = resolved.key, resolved.folder
     model, report = model_class.from_pretrained(
-        folder.path, config=config, dtype=getattr(torch, key.dtype), attn_implementation=varlen.NAME, **_REPORTED
+        folder.path, config=config, dtype=getattr(torch, key.dtype), **_REPORTED
     )
     _refuse_missing(report, folder)
     return _unmapped(model.to(key.device), key)
 
 
 def _decoder_engine(resolved: Resolved, config: Any) -> str:
-    """Decoders always run packed; without the kernel, attention goes text by text."""
+    """How a packed decoder runs; without the kernel, attention goes text by text."""
     from bge_integrations.inference.backends import varlen
 
     key = resolved.key
@@ -281,28 +329,30 @@ def _padded_reason(resolved: Resolved) -> str:
     return varlen.kernel_refusal(key.device, key.dtype, head_size)
 
 
-def _pipeline(resolved: Resolved, *, pad_id: int) -> Backend:
+def _pipeline(resolved: Resolved, tokenizer: Any) -> Backend:
     import torch
     from sentence_transformers import CrossEncoder, SentenceTransformer
-    from transformers import AutoModel, AutoModelForSequenceClassification
 
     from bge_integrations.inference.backends.sentence_transformers import SentenceTransformersBackend
 
     key, folder = resolved.key, resolved.folder
-    arguments: dict[str, Any] = {
-        "device": key.device,
-        "trust_remote_code": resolved.trust_remote_code,
-        "model_kwargs": {"dtype": getattr(torch, key.dtype)},
-        "local_files_only": True,
-    }
-    auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
-    # The library initialises what a checkpoint lacks at random and only logs it, so the checkpoint is read once before.
-    checked = auto.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code, **_REPORTED)
-    _refuse_missing(checked[1], folder)
-    del checked
-    model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(str(folder.root), **arguments)
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    given = library_arguments(folder, pad_id)
+    model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(
+        str(folder.root),
+        device=key.device,
+        trust_remote_code=resolved.trust_remote_code,
+        local_files_only=True,
+        config_kwargs=given["config_kwargs"],
+        model_kwargs=given["model_kwargs"] | {"dtype": getattr(torch, key.dtype), "ignore_mismatched_sizes": True},
+    )
+    # The library initialises what a checkpoint lacks at random and only logs it. It alone knows which class a folder is
+    # of (of T5 it takes the encoder), so what it made is compared with its files once more.
+    inner = model[0].auto_model
+    _, report = type(inner).from_pretrained(folder.path, config=inner.config, dtype=inner.dtype, **_REPORTED)
+    _refuse_missing(report, folder)
     engine = f"sentence_transformers: {resolved.reason}"
-    return SentenceTransformersBackend(_unmapped(model, key), pad_id=pad_id, engine=engine)
+    return SentenceTransformersBackend(_unmapped(model, key), pad_id=pad_id or 0, engine=engine)
 
 
 def _unmapped(model: Any, key: ModelKey) -> Any:

@@ -6,11 +6,12 @@ import sys
 import threading
 
 import numpy as np
+import openvino
 import psutil
 import pytest
 import tiny
 
-from bge_integrations import BgeEmbedder, BgeM3Embedder, BgeReranker
+from bge_integrations import BgeEmbedder, BgeM3Embedder, BgeReranker, ModelCache
 from bge_integrations.errors import MissingExtraError, UnsupportedModelError
 from bge_integrations.inference.backends.openvino import GROUP_TOKENS, STREAMS, _parts
 from bge_integrations.inference.batch import TokenBatch
@@ -176,6 +177,30 @@ def test_auto_takes_it_for_models_worth_converting(minilm, bert_embedder, m3, ca
     assert chosen(m3, device="cpu", like="BAAI/bge-m3") == "torch"
     monkeypatch.setattr(resolve, "find_spec", lambda name: None)
     assert chosen(bert_embedder, device="cpu:0", dtype="float32", local_files_only=True) == "torch"
+
+
+@pytest.mark.parametrize("step", ["convert_model", "Core"])
+def test_auto_goes_on_with_torch_where_openvino_fails(step, tmp_path, cache, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("no such operation")
+
+    folder = str(tiny.make_bert_embedder(tmp_path / "model", seed=5))
+    monkeypatch.setattr(resolve, "_WORTH_CONVERTING", 0)
+    expected = BgeEmbedder(folder, cache=ModelCache(), device="cpu", backend="torch").encode_documents(LINES)
+    monkeypatch.setattr(openvino, step, fail)
+    with caplog.at_level("WARNING", logger="bge_integrations"):
+        for offline in (False, True):  # another source each
+            embedder = BgeEmbedder(folder, cache=cache, device="cpu", local_files_only=offline)
+            close(embedder.encode_documents(LINES[:3]), expected[:3])
+    (warning,) = caplog.records
+    assert "runs on torch, not on OpenVINO" in warning.getMessage()
+    (model,) = cache.stats()["models"]
+    assert model["backend"] == "torch"
+    assert model["engine"].startswith("packed; OpenVINO cannot run the model (RuntimeError: no such operation)")
+    explicit = BgeEmbedder(folder, cache=cache, device="cpu", backend="openvino")
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="OpenVINO cannot run the model"):
+            explicit.encode_documents(LINES)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling, StaticEmbedding
 from tokenizers import Tokenizer
-from transformers import DistilBertConfig, DistilBertModel, MPNetConfig, MPNetModel
+from transformers import (
+    DistilBertConfig,
+    DistilBertModel,
+    MPNetConfig,
+    MPNetModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
-from bge_integrations import BgeEmbedder, UnsupportedModelError, WrongKindError
+from bge_integrations import BgeEmbedder, MissingWeightsError, UnsupportedModelError, WrongKindError
 
 TEXTS = [line for line in tiny.TEXT.splitlines() if line] + ["", "a", "panda " * 80]
 
@@ -48,6 +57,17 @@ def mpnet(tmp_path):
     return architecture(tmp_path, MPNetModel, config)
 
 
+def t5(tmp_path, kind=T5EncoderModel):
+    def config(vocab_size, **_):
+        return T5Config(vocab_size=vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+
+    return architecture(tmp_path, kind, config)
+
+
+def t5_with_decoder(tmp_path):
+    return t5(tmp_path, T5ForConditionalGeneration)
+
+
 PIPELINES = {
     "dense": (bert, lambda: [Pooling(32, "mean"), Dense(32, 12), Normalize()], 12),
     "two dense": (bert, lambda: [Pooling(32, "cls"), Dense(32, 48), Dense(48, 8)], 8),
@@ -58,6 +78,8 @@ PIPELINES = {
     "layer norm": (bert, lambda: [Pooling(32, "mean"), LayerNorm(32), Dropout(0.5)], 32),
     "distilbert": (distilbert, lambda: [Pooling(32, "mean"), Normalize()], 32),
     "mpnet": (mpnet, lambda: [Pooling(32, "mean"), Normalize()], 32),
+    "t5": (t5, lambda: [Pooling(32, "mean"), Dense(32, 24), Normalize()], 24),
+    "t5 with its decoder": (t5_with_decoder, lambda: [Pooling(32, "mean"), Normalize()], 32),
 }
 
 
@@ -93,6 +115,17 @@ def test_known_pipelines_saved_by_the_library_stay_fast(make_folder, make, tmp_p
     embedder = make(tmp_path / "saved", on_truncate="ignore")
     np.testing.assert_allclose(embedder.encode_documents(TEXTS), reference.encode(TEXTS), rtol=0, atol=1e-5)
     assert cache.stats()["models"][0]["backend"] == "torch"
+
+
+@pytest.mark.parametrize("missing", ["encoder.block.1", "layer_norm"])
+def test_an_incomplete_encoder_of_another_architecture_is_refused(missing, make, tmp_path):
+    modules = [Transformer(str(t5(tmp_path))), Pooling(32, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "pipeline"))
+    file = tmp_path / "pipeline" / "model.safetensors"
+    kept = {name: tensor.clone() for name, tensor in load_file(file).items() if missing not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(MissingWeightsError, match="lacks .* tensors"):
+        make(tmp_path / "pipeline").encode_documents(["a"])
 
 
 def test_prompts_left_out_of_the_pooling(make, tmp_path, cache):

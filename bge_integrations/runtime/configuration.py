@@ -1,0 +1,103 @@
+"""A folder's config.json as transformers reads it, without the keys that say only how a forward is packaged.
+
+Fine-tunes bring along whatever their training had set: another attention, tuples instead of objects, all hidden states.
+None of it changes what a text's numbers are, and all of it is decided here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.source import Resolved
+
+LAYERWISE = ("minicpm", "cost_wise_gemma")
+"""Architectures that transformers does not know."""
+
+_ATTENTION = ("_attn_implementation", "attn_implementation")
+_COMPUTED_EVERYWHERE = ("eager", "sdpa")
+"""Attentions that need nothing installed and run on every device."""
+_PACKAGING = {
+    "return_dict": True,
+    "use_return_dict": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "torchscript": False,
+    "use_cache": False,
+    "chunk_size_feed_forward": 0,
+    "gradient_checkpointing": False,
+    "add_cross_attention": False,
+    "dtype": None,
+    "torch_dtype": None,
+}
+"""Keys that are left out, and what they are instead. An encoder has no use for cross-attention, and the dtype is the
+key's in the cache."""
+_FOR_THE_LIBRARY = ("return_dict", "output_attentions", "chunk_size_feed_forward")
+"""Those of them that would make sentence-transformers fail; it brings its own answers to the others."""
+
+
+def configuration(resolved: Resolved) -> Any:
+    """The configuration to load a model with.
+
+    Its attention is the folder's where that runs everywhere, else left to transformers.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    folder = resolved.folder
+    own_code = resolved.trust_remote_code and "auto_map" in folder.config
+    if own_code or folder.model_type not in CONFIG_MAPPING:
+        overrides = {key: value for key, value in _PACKAGING.items() if key in _FOR_THE_LIBRARY}
+        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=resolved.trust_remote_code, **overrides)
+    else:
+        facts = {key: value for key, value in plain(folder.config).items() if key != "model_type"}
+        config = AutoConfig.for_model(folder.model_type, **facts)
+    config.use_cache = False
+    config._attn_implementation = attention(folder)  # noqa: SLF001 - transformers has no public name for it
+    if not _is_token(config.pad_token_id, folder, lowest=-1):
+        config.pad_token_id = None
+    return config
+
+
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json without those keys, in its inner configurations too."""
+    return {
+        key: plain(value) if isinstance(value, dict) else value
+        for key, value in facts.items()
+        if key not in _PACKAGING and not key.endswith(("attn_implementation", "attn_implementation_internal"))
+    }
+
+
+def attention(folder: Folder) -> str | None:
+    """The attention that the folder names, if it runs everywhere; None leaves it to transformers."""
+    named = _named_attention(folder)
+    return named if named in _COMPUTED_EVERYWHERE else None
+
+
+def library_arguments(folder: Folder, pad_id: int | None) -> dict[str, dict[str, Any]]:
+    """`config_kwargs` and `model_kwargs` with which sentence-transformers loads the folder in spite of such keys.
+
+    Args:
+        folder: The model's files.
+        pad_id: What a classifier without a padding token takes.
+    """
+    config = {key: _PACKAGING[key] for key in _FOR_THE_LIBRARY if key in folder.config}
+    if folder.is_reranker and not _is_token(folder.config.get("pad_token_id"), folder) and pad_id is not None:
+        config["pad_token_id"] = pad_id
+    named = _named_attention(folder)
+    model = {} if named in (None, *_COMPUTED_EVERYWHERE) else {"attn_implementation": None}
+    return {"config_kwargs": config, "model_kwargs": model}
+
+
+def _named_attention(folder: Folder) -> str | None:
+    """An attention that config.json names, or sentence_bert_config.json in the arguments for transformers."""
+    arguments = (folder.settings.get(name) or {} for name in ("model_kwargs", "model_args"))
+    for facts in (*arguments, folder.config):
+        for key in _ATTENTION:
+            named = facts.get(key)
+            if named := named.get("") if isinstance(named, dict) else named:
+                return str(named)
+    return None
+
+
+def _is_token(token: object, folder: Folder, lowest: int = 0) -> bool:
+    vocabulary = folder.config.get("vocab_size")
+    return isinstance(token, int) and lowest <= token and (not isinstance(vocabulary, int) or token < vocabulary)
