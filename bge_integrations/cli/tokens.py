@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.runtime.locate import locate
+from bge_integrations.runtime.locate import locate, named_folder
 from bge_integrations.runtime.source import ModelSource
 
 
@@ -21,7 +21,8 @@ def make_token_counter(model: str) -> Callable[[str], int]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(locate(ModelSource(model=model, kind="embedder")).path).backend_tokenizer
+    located = locate(ModelSource(model=model, kind="embedder", path=named_folder(model)))
+    tokenizer = AutoTokenizer.from_pretrained(located.path).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

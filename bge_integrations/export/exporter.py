@@ -14,6 +14,7 @@ from bge_integrations.export.check import compare
 from bge_integrations.export.graph import write_graph
 from bge_integrations.export.quantize import write_quantized
 from bge_integrations.export.subject import Subject, find_subject
+from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.source import Kind, ModelSource
 
 FULL, QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
@@ -79,6 +80,7 @@ def export_onnx(
     source = ModelSource(
         model=str(model),
         kind="embedder",
+        path=named_folder(str(model)),
         revision=revision,
         like=like,
         cache_folder=cache_folder,

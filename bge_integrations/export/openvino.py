@@ -21,7 +21,7 @@ from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.folder import OPENVINO_FACTS, OPENVINO_GRAPH, Folder, read_folder
 from bge_integrations.runtime.loader import quantized_graph
-from bge_integrations.runtime.locate import locate
+from bge_integrations.runtime.locate import locate, named_folder
 from bge_integrations.runtime.openvino import appearing, default_texts, save_graph
 from bge_integrations.runtime.resolve import require_openvino, resolve
 from bge_integrations.runtime.source import Kind, ModelSource, Resolved
@@ -90,8 +90,8 @@ def quantize_openvino(
     if len(chosen) < LEAST_TEXTS:
         raise ValueError(f"{len(chosen)} texts are too few to calibrate on: give {LEAST_TEXTS}, better some hundred.")
     named = ModelSource(
-        model=model, kind="embedder", revision=revision, backend="openvino", like=like, cache_folder=cache_folder,
-        token=token, local_files_only=local_files_only,
+        model=model, kind="embedder", path=named_folder(model), revision=revision, backend="openvino", like=like,
+        cache_folder=cache_folder, token=token, local_files_only=local_files_only,
     )  # fmt: skip
     source, resolved = _find(named)
     with appearing(target) as made:

@@ -152,7 +152,9 @@ class ModelCache:
         Returns:
             How many copies (devices, dtypes, backends) were freed; 0 if it was not resident.
         """
-        names = names_of(model)
+        names = names_of(model) | {
+            known.key.model for source, known in list(self._known.items()) if source.model == model
+        }
         return self._residents.leave(lambda key: key.model in names)
 
     def clear(self) -> int:
@@ -191,7 +193,7 @@ class ModelCache:
         if resolved is None or not resolved.key.revision.startswith(LOCAL):
             return resolved
         try:
-            return resolved if self._folders.revision(resolved.folder.root) == resolved.key.revision else None
+            return resolved if self._folders.revision(resolved.watched) == resolved.key.revision else None
         except OSError:
             return resolved
 
@@ -235,8 +237,16 @@ class ModelCache:
             self._serve(resident, resolved, prepare, outcome)
         self._residents.release(resident)
         key = resolved.key
-        if key.revision.startswith(LOCAL):  # what the folder held before is out of everyone's reach
-            self._residents.leave(lambda other: other.model == key.model and other.revision != key.revision)
+        if key.revision.startswith(
+            LOCAL
+        ):  # what the folder held before, or its link led to, is out of everyone's reach
+            reached = {known.key for known in list(self._known.values())}
+            self._residents.leave(
+                lambda other: (
+                    (other.model == key.model and other.revision != key.revision)
+                    or (other.revision.startswith(LOCAL) and other not in reached)
+                )
+            )
 
     def _lease(self, source: ModelSource, resolved: Resolved) -> tuple[Resolved, Resident]:
         """A leased model; what OpenVINO was taken for and cannot run, torch does."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bge_integrations.errors import MissingWeightsError, UnknownModelError, UnsupportedModelError
@@ -24,6 +24,11 @@ OPENVINO_GRAPH = "openvino_model.xml"
 """The graph of a folder that `bge quantize` wrote; its weights lie beside it, `.bin`."""
 OPENVINO_FACTS = "bge_openvino.json"
 """What marks such a folder, and says how it was made."""
+
+_POINTER = b"version https://git-lfs"
+_AGAIN = "Download or save the folder again."
+_CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}
+"""Modules whose settings are not in a config.json."""
 
 _POOLING_MODES = {
     "cls": Pooling.CLS,
@@ -216,27 +221,36 @@ def read_folder(path: Path) -> Folder:
     )
 
 
-def revision_of(path: Path) -> str:
-    """A local folder's revision: its files' names, sizes and times, so that retraining in place is seen."""
-    states = repr(sorted(_states(str(path)))).encode()
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """The folders whose files make up the model in `path`: itself, and those of its modules."""
+    names = [entry["path"] for entry in _entries(path)]
+    return (path, *(path / name for name in dict.fromkeys(names) if name and (path / name).is_dir()))
+
+
+def revision_of(parts: tuple[Path, ...]) -> str:
+    """A local model's revision: its files' names, sizes, times and inodes.
+
+    Retraining in place is seen, and that a link to the folder, above it or in it now leads elsewhere.
+    """
+    states = repr([sorted(_states(part)) for part in parts]).encode()
     return LOCAL + hashlib.blake2s(states, digest_size=8).hexdigest()
 
 
 class FolderWatch:
-    """Revisions of local folders; a folder is looked at once for all who ask while it is looked at."""
+    """Revisions of local models; a model is looked at once for all who ask while it is looked at."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[Path, tuple[float, str]] = {}
+        self._seen: dict[tuple[Path, ...], tuple[float, str]] = {}
 
-    def revision(self, path: Path) -> str:
-        """`revision_of(path)` at some moment after this was called."""
+    def revision(self, parts: tuple[Path, ...]) -> str:
+        """`revision_of(parts)` at some moment after this was called."""
         asked = time.perf_counter()
         with self._lock:
-            looked, revision = self._seen.get(path, (-math.inf, ""))
+            looked, revision = self._seen.get(parts, (-math.inf, ""))
             if looked < asked:
-                looked, revision = time.perf_counter(), revision_of(path)
-                self._seen[path] = looked, revision
+                looked, revision = time.perf_counter(), revision_of(parts)
+                self._seen[parts] = looked, revision
             return revision
 
 
@@ -252,31 +266,40 @@ def _content_hash(file: Path, _state: tuple[int, int]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _states(folder: str) -> list[tuple[str, int, int]]:
-    """Path, size and time of the folder's files, and of those in its numbered module folders."""
+def _states(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Name, size, time and inode of the files right in a folder."""
     states = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file():
                 stat = entry.stat()
-                states.append((entry.path, stat.st_size, stat.st_mtime_ns))
-            elif entry.name[0].isdigit():
-                states += _states(entry.path)
+                states.append((entry.name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
     return states
 
 
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of modules.json, in the order in which they run: that of the file."""
+    file = path / "modules.json"
+    entries = _parsed(file) if file.is_file() else []
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("type"), str)
+        for entry in entries
+    ):
+        raise ValueError(f'{file} should hold a list of objects, each with "path" and "type". {_AGAIN}')
+    for entry in entries:
+        inside = PurePosixPath(entry["path"].replace("\\", "/"))
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ValueError(f"{file} names the folder {entry['path']!r}, which is not inside the model's own.")
+    return entries
+
+
 def _modules(path: Path) -> tuple[Module, ...]:
-    if not (path / "modules.json").is_file():
-        return ()
-    entries = json.loads((path / "modules.json").read_text(encoding="utf-8"))
-    return tuple(
-        Module(
-            name=entry["path"],
-            type=re.sub(r"^sentence_transformers\.(.*\.)?", "", entry["type"]),
-            config=_json(path / entry["path"] / "config.json"),
-        )
-        for entry in sorted(entries, key=lambda entry: entry["idx"])
-    )
+    modules = []
+    for entry in _entries(path):
+        kind = re.sub(r"^sentence_transformers\.(.*\.)?", "", entry["type"])
+        config = _json(path / entry["path"] / _CONFIG_OF.get(kind, "config.json"))
+        modules.append(Module(name=entry["path"], type=kind, config=config))
+    return tuple(modules)
 
 
 def _modes(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -288,14 +311,25 @@ def _modes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Download or save the folder again.") from error
+    """A JSON object; {} where there is no such file."""
+    content = _parsed(path) if path.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(  # noqa: TRY004 - the file is wrong, not an argument
-            f"{path} should hold a JSON object, not {type(content).__name__}."
+            f"{path} should hold a JSON object, not {type(content).__name__}. {_AGAIN}"
         )
     return content
+
+
+def _parsed(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: It is a Git LFS pointer, or no JSON in UTF-8; the message names it.
+    """
+    content = path.read_bytes()
+    if content.startswith(_POINTER):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself. Get the files with `git lfs pull`.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON in UTF-8 ({error}). {_AGAIN}") from error

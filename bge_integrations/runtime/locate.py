@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bge_integrations.catalog import ModelSpec, get_spec, list_models
 from bge_integrations.errors import UnknownModelError
-from bge_integrations.runtime.folder import revision_of
+from bge_integrations.runtime.folder import parts_of, revision_of
 from bge_integrations.runtime.source import Located, ModelSource
 
 _HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
@@ -25,25 +25,41 @@ def forget_download_lock() -> None:
     _download_lock = threading.Lock()
 
 
+def named_folder(model: str) -> Path | None:
+    """The folder that a name means now, absolute, links not followed; None for a repository of the hub.
+
+    A name that can only be a path means that path, whether there is a folder yet or not.
+    """
+    path = os.path.expanduser(model)  # noqa: PTH111  Path's raises for a user who is not there
+    is_path = os.path.isdir(path) or os.path.isabs(path) or model.startswith((".", "~"))  # noqa: PTH112, PTH117
+    return Path(path).absolute() if is_path else None
+
+
 def locate(source: ModelSource) -> Located:
     """Finds the model's folder; downloads it from the hub at most once a process.
 
     Raises:
         UnknownModelError: Neither a folder nor a repository that can be reached.
     """
-    path = _packaged_folders().get(source.model) or Path(source.model).expanduser()
-    if path.is_dir():
-        if match := _HUB_CACHE.search(str(path.absolute())):
-            return Located(f"{match[1]}/{match[2]}", match[3], path.absolute())
-        path = path.resolve()
-        return Located(_name_of(path), revision_of(path), path)
-    if path.is_absolute() or source.model.startswith((".", "~")):
-        raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
+    path = source.path or _packaged_folders().get(source.model)
+    if path is not None:
+        return _local(path)
     spec = row_of(source.model)
     repository = spec.id if spec else source.model
     with _download_lock:
         snapshot = _download(repository, source.revision, source.cache_folder, source.token, source.local_files_only)
     return Located(repository, snapshot.name, snapshot)
+
+
+def _local(path: Path) -> Located:
+    if not path.is_dir():
+        raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
+    if match := _HUB_CACHE.search(str(path)):
+        return Located(f"{match[1]}/{match[2]}", match[3], path)
+    watched = parts_of(path)
+    revision = revision_of(watched)
+    root = path.resolve()
+    return Located(_name_of(root), revision, root, watched)
 
 
 def names_of(model: str) -> set[str]:
@@ -116,8 +132,8 @@ def _download(
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UnknownModelError(
-            f"{repository} (revision {revision or 'main'}) is neither a local folder nor on the hub (or it is private: "
-            "pass token=)."
+            f"{repository} (revision {revision or 'main'}) is neither on the hub (or it is private: pass token=) nor "
+            "was it a local folder when this object was made."
         ) from error
     except LocalEntryNotFoundError as error:
         raise UnknownModelError(

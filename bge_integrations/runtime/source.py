@@ -14,12 +14,18 @@ Kind = Literal["embedder", "reranker"]
 class ModelSource:
     """What a caller names. Hashable, so that a cache can remember what it led to.
 
-    Attributes are those of `BgeEmbedder`; `device` and `dtype` are normalised names. `pooling_optional` accepts a
-    folder that does not say how it pools.
+    Attributes are those of `BgeEmbedder`; `device` and `dtype` are normalised names.
+
+    Attributes:
+        path: The folder that `model` named when this was made, absolute; None where it names a repository of the hub.
+            Links on the way are followed at each call.
+        cache_folder: Absolute, for the same reason: it means what it named when this was made.
+        pooling_optional: Whether a folder that does not say how it pools is accepted.
     """
 
     model: str
     kind: Kind
+    path: Path | None = None
     revision: str | None = None
     backend: str = "auto"
     device: str | None = None
@@ -50,6 +56,7 @@ class Resolved:
     Attributes:
         key: The cache's key.
         folder: The model's files.
+        watched: The local folders that a look at the model looks at; none for a repository of the hub.
         spec: The catalogue's row, or None for a model outside it.
         found_by: How the row was found, for people.
         reason: Why the fast backend does not run it; empty if it does.
@@ -58,6 +65,7 @@ class Resolved:
 
     key: ModelKey
     folder: Folder
+    watched: tuple[Path, ...]
     spec: ModelSpec | None
     found_by: str
     reason: str
@@ -66,8 +74,13 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where a model's files are, and under which name and revision the cache knows them."""
+    """Where a model's files are, and under which name and revision the cache knows them.
+
+    Attributes:
+        watched: Of a local model the folders whose files decide the revision, links on the way not followed.
+    """
 
     model: str
     revision: str
     path: Path
+    watched: tuple[Path, ...] = ()

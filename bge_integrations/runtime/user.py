@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
@@ -16,6 +17,7 @@ from bge_integrations.inference.engine import Check, accept
 from bge_integrations.runtime.cache import ModelCache, Prepare, default_cache
 from bge_integrations.runtime.device import normalize_devices, normalize_dtype
 from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.replicas import spread
 from bge_integrations.runtime.resolve import check_kind
 from bge_integrations.runtime.source import Kind, ModelSource, Resolved
@@ -74,18 +76,10 @@ class ModelUser:
         if self._row:
             check_kind(self._row, self.kind)
         self._source = ModelSource(
-            model=self.model,
-            kind=self.kind,
-            revision=revision,
-            backend=self.backend,
-            device=devices[0],
-            dtype=self.dtype,
-            like=like,
-            cache_folder=self.cache_folder,
-            token=token,
-            local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-        )
+            model=self.model, kind=self.kind, path=named_folder(self.model), revision=revision, backend=self.backend,
+            device=devices[0], dtype=self.dtype, like=like, cache_folder=_absolute(cache_folder), token=token,
+            local_files_only=local_files_only, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
@@ -183,6 +177,10 @@ def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number above 0.")
     return value
+
+
+def _absolute(folder: str | None) -> str | None:
+    return None if folder is None else str(Path(folder).expanduser().absolute())
 
 
 def _dtype_of(dtype: object, backend: str) -> str | None:
