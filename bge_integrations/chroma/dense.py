@@ -49,7 +49,7 @@ class BgeEmbeddingFunction(EmbeddingFunction[Documents]):
         model: str,
         *,
         query_instruction: str | None = None,
-        document_instruction: str = "",
+        document_instruction: str | None = None,
         task: str | None = None,
         examples: Sequence[Mapping[str, str]] | None = None,
         normalize: bool | None = None,

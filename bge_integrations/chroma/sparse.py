@@ -44,7 +44,7 @@ class BgeM3SparseEmbeddingFunction(SparseEmbeddingFunction[Documents]):
         model: str = "BAAI/bge-m3",
         *,
         query_instruction: str | None = None,
-        document_instruction: str = "",
+        document_instruction: str | None = None,
         max_length: int | None = None,
         on_truncate: Literal["warn", "raise", "ignore"] = "warn",
         backend: Literal["auto", "torch", "openvino", "sentence_transformers"] = "auto",

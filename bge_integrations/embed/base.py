@@ -42,7 +42,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
         model: str,
         *,
         query_instruction: str | None,
-        document_instruction: str,
+        document_instruction: str | None,
         task: str | None,
         examples: Sequence[Mapping[str, str]] | None,
         normalize: bool | None,
@@ -143,9 +143,9 @@ class Embedder(ModelUser, ABC, Generic[E]):
         """Length of a dense vector."""
         if self.truncate_dim:
             return self.truncate_dim
-        if self._row and self._row.id == self.model and self._row.dim:
+        if self._row and self._row.id == self.model and self._row.dim and self._source.path is None:
             return self._row.dim
-        return self._resolved().folder.dim
+        return self._recipe(self._resolved()).dim
 
     @property
     def fingerprint(self) -> str:
@@ -253,7 +253,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
                 return engine.submit(
                     texts,
                     recipe.encode(engine.tokenizer, side),
-                    head=self._head(Dense(recipe.pooling, recipe.normalize, self.truncate_dim, left_out)),
+                    head=self._head(recipe.dense(left_out)),
                     max_batch_tokens=self.max_batch_tokens,
                     check=self._check(recipe.max_length, "text"),
                     first=first,
@@ -269,35 +269,38 @@ class Embedder(ModelUser, ABC, Generic[E]):
         spec, folder = resolved.spec, resolved.folder
         by_id = spec is not None and spec.id == resolved.key.model
         pooling = spec.pooling if spec and (by_id or folder.pooling is None) else folder.pooling
-        query, document = self._instructions(spec, folder)
+        facts = folder if spec is None or (resolved.guessed and folder.modules) else spec
+        worded = None if resolved.guessed and self.task is None and _instructions(folder) != ("", "") else spec
+        query, document = self._instructions(worded, folder)
         self._check_examples(spec)
         return self._checked(
             resolved,
             Recipe(
                 pooling=pooling or Pooling.MEAN,
-                normalize=(spec or folder).normalize if self.normalize is None else self.normalize,
-                max_length=self._limit(folder, (spec or folder).max_length),
-                dim=self.truncate_dim or folder.dim,
-                query=query_frame(spec.query_template if spec else None, query, self.examples),
+                normalize=facts.normalize if self.normalize is None else self.normalize,
+                max_length=self._limit(folder, facts.max_length),
+                dim=self.truncate_dim or min(folder.truncate_dim or folder.dim, folder.dim),
+                query=query_frame(worded.query_template if worded else None, query, self.examples),
                 document_prefix=document,
                 ends_in_eos=spec is not None and spec.ends_in_eos,
+                truncate_dim=self.truncate_dim or folder.truncate_dim,
+                cut_last=self.truncate_dim is None,
             ),
         )
 
     def _instructions(self, spec: ModelSpec | None, folder: Folder) -> tuple[str, str]:
         """The instruction of a query, or the task of a model with a template, and that of a document."""
         if spec and self.query_instruction is not None and self.task is None:
-            return self.query_instruction, self.document_instruction  # a pair of the caller's own
+            return self.query_instruction, self.document_instruction or ""  # a pair of the caller's own
         if spec:
             query, document = (
                 spec.tasks[self.task] if self.task else (spec.query_instruction, spec.document_instruction)
             )
         else:
-            query = folder.prompts.get("query", "")
-            document = next((folder.prompts[n] for n in ("document", "passage", "corpus") if n in folder.prompts), "")
+            query, document = _instructions(folder)
         return (
             query if self.query_instruction is None else self.query_instruction,
-            self.document_instruction or document,
+            document if self.document_instruction is None else self.document_instruction,
         )
 
     def _checked(self, resolved: Resolved, recipe: Recipe) -> Recipe:
@@ -322,6 +325,12 @@ class Embedder(ModelUser, ABC, Generic[E]):
             raise ValueError(
                 f"examples= are for models trained with examples, such as BAAI/bge-en-icl; {self.model} is not one."
             )
+
+
+def _instructions(folder: Folder) -> tuple[str, str]:
+    """The folder's own prompts, as sentence-transformers' `encode_query` and `encode_document` find them."""
+    document = next((folder.prompts[n] for n in ("document", "passage", "corpus") if n in folder.prompts), "")
+    return folder.prompts.get("query", ""), document
 
 
 def _joined(parts: list[Rows]) -> Rows:

@@ -27,7 +27,8 @@ class BgeEmbedder(Embedder[FloatArray]):
         query_instruction: Text before each query, or the task of a model with a template (the LLM-based embedders:
             describe() shows it). None takes the catalogue's (or, outside it, the model's own "query"
             prompt); "" adds nothing.
-        document_instruction: Text before each document. BGE models take none, but for llm-embedder.
+        document_instruction: Text before each document. None takes the catalogue's, which only llm-embedder has (or,
+            outside it, the model's own "document" prompt), and none beside a `query_instruction`; "" adds nothing.
         task: Name of a published pair of instructions, such as "qa" of llm-embedder.
         examples: Few-shot examples of bge-en-icl, put before every query: dicts with "query" and "response", and
             "instruct" where it is not the query instruction.
@@ -68,7 +69,7 @@ class BgeEmbedder(Embedder[FloatArray]):
         model: str,
         *,
         query_instruction: str | None = None,
-        document_instruction: str = "",
+        document_instruction: str | None = None,
         task: str | None = None,
         examples: Sequence[Mapping[str, str]] | None = None,
         normalize: bool | None = None,

@@ -14,6 +14,15 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_TOKENIZER = {"truncation_side": "right", "split_special_tokens": False, "strip_accents": None}
+"""Settings of a tokenizer that tokenizer.json does not hold, and what they usually are."""
+_VECTOR = "sentence_embedding"
+_READ_FROM = ("modality_config", "module_output_name")
+_USUAL = (
+    {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "token_embeddings",
+)
+"""What a Transformer module's settings usually say of where its token vectors come from."""
 
 
 def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequence[str] = ("dense",)) -> str:
@@ -28,6 +37,21 @@ def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequenc
 
 def _pipeline(folder: Folder) -> list[object]:
     """What only the folder's files say of its pipeline; empty for the usual one of pooling and normalisation."""
-    in_settings = {"Transformer", "Normalize", *(("Pooling",) if folder.pooling and folder.include_prompt else ())}
-    unusual: list[object] = [[m.type, dict(m.config)] for m in folder.modules if m.type not in in_settings]
-    return [*unusual, *(["lower case"] if folder.settings.get("do_lower_case") else [])]
+    in_settings = {"Transformer", *(("Pooling",) if folder.pooling and folder.include_prompt else ())}
+    unusual: list[object] = [
+        [m.type, dict(m.config)]
+        for m in folder.modules
+        if m.type not in in_settings
+        and (m.type != "Normalize" or m.config.get("module_input_name", _VECTOR) != _VECTOR)
+    ]
+    asked = {key: folder.settings[key] for key in _READ_FROM if folder.settings.get(key) not in (None, *_USUAL)}
+    tokenizer = {
+        key: value for key, usual in _TOKENIZER.items() if (value := folder.tokenizer.get(key, usual)) != usual
+    }
+    return [
+        *unusual,
+        *(["lower case"] if folder.settings.get("do_lower_case") else []),
+        *([["cut after normalising", folder.truncate_dim]] if folder.truncate_dim and folder.normalize else []),
+        *([asked] if asked else []),
+        *([tokenizer] if tokenizer else []),
+    ]

@@ -56,9 +56,11 @@ class FolderEmbedder(BgeEmbedder):
             pooling=folder.pooling or Pooling.MEAN,
             normalize=folder.normalize,
             max_length=folder.max_length,
-            dim=folder.dim,
+            dim=min(folder.truncate_dim or folder.dim, folder.dim),
             query=QueryFrame(prefix),
             document_prefix=prefix,
+            truncate_dim=folder.truncate_dim,
+            cut_last=True,
         )
 
     def _prompt(self, folder: Folder) -> str:

@@ -57,7 +57,7 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         *,
         outputs: Iterable[str] = OUTPUTS,
         query_instruction: str | None = None,
-        document_instruction: str = "",
+        document_instruction: str | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
         on_truncate: OnTruncate = "warn",

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 from bge_integrations.inference.batch import Encoding
+from bge_integrations.inference.heads import Dense
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.types import Pooling
 
@@ -32,7 +33,13 @@ class QueryFrame:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How texts become vectors."""
+    """How texts become vectors.
+
+    Attributes:
+        dim: Length of the vectors.
+        truncate_dim: How many leading numbers are kept; None keeps all.
+        cut_last: Whether they are cut after the normalisation, as a folder's own `truncate_dim` asks.
+    """
 
     pooling: Pooling
     normalize: bool
@@ -41,6 +48,13 @@ class Recipe:
     query: QueryFrame
     document_prefix: str
     ends_in_eos: bool = False
+    truncate_dim: int | None = None
+    cut_last: bool = False
+
+    def dense(self, left_out: int) -> Dense:
+        """How a forward's dense vector is made; `left_out` leading tokens take no part in a pipeline's pooling."""
+        cut_last = self.cut_last and self.truncate_dim is not None
+        return Dense(self.pooling, self.normalize, self.truncate_dim, left_out, cut_last)
 
     def prefix(self, side: Side) -> str:
         """What goes right before a text of one side."""

@@ -11,15 +11,17 @@ class Dense:
 
     Attributes:
         pooling: How token vectors become one vector; a sentence-transformers pipeline uses its own.
-        normalize: Scale each vector to length 1, after cutting it to `dim`.
+        normalize: Scale each vector to length 1, after cutting it to `dim` unless `cut_last`.
         dim: Keep the first `dim` numbers; None keeps all.
         prompt_length: Leading tokens that a pipeline with `include_prompt=False` leaves out of its pooling.
+        cut_last: Cut after normalising; the vectors are then shorter than 1.
     """
 
     pooling: Pooling = Pooling.CLS
     normalize: bool = True
     dim: int | None = None
     prompt_length: int = 0
+    cut_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,15 +71,23 @@ class TextTokenizer:
         with_types: Whether the model takes token type ids.
         bos: The token before a prompted pair; None for none.
         eos: The end-of-sequence token, where there is one.
+        keeps_end: Whether a text that is too long loses its beginning instead of its end.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, with_types: bool, bos: int | None = None, eos: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        *,
+        with_types: bool,
+        bos: int | None = None,
+        eos: int | None = None,
+        keeps_end: bool = False,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._with_types = with_types
+        self._keeps_end = keeps_end
         self._bos = [] if bos is None else [bos]
         self._single = _template(tokenizer, pair=False)
         self._ended = self._single if eos is None else self._single.ending_in(eos)
@@ -110,7 +118,7 @@ class TextTokenizer:
     def texts(
         self, texts: Sequence[str], *, max_length: int, prefix: str = "", ends_in_eos: bool = False
     ) -> list[Encoding]:
-        """Each text with its prefix and special tokens, cut on the right to `max_length` tokens in all.
+        """Each text with its prefix and special tokens, cut to `max_length` tokens in all.
 
         With `ends_in_eos` the last is the end-of-sequence token, also where the tokenizer's files leave it out.
         """
@@ -131,7 +139,7 @@ class TextTokenizer:
         lost, kept = [], []
         for text, ids in zip(prefixed, self._ids(prefixed), strict=True):
             lost.append(max(0, len(ids) - room))
-            fitting = self._tokenizer.decode(ids[:room], skip_special_tokens=False) if lost[-1] else text
+            fitting = self._tokenizer.decode(self._kept(ids, room), skip_special_tokens=False) if lost[-1] else text
             kept.append(before + fitting + after)
         encodings = self._cut(kept, limit, ends_in_eos)
         return [replace(e, full_length=e.full_length + more) for e, more in zip(encodings, lost, strict=True)]
@@ -147,9 +155,9 @@ class TextTokenizer:
         """Each (query, passage): the query cut to `query_max_length`, then only the passage, to `max_length` in all."""
         encodings = []
         for query, passage in self._ids_of_pairs(pairs, prefixes):
-            kept = query[:query_max_length]
+            kept = self._kept(query, query_max_length)
             room = max(0, max_length - self._pair.special_tokens - len(kept))
-            filled, types = self._pair.fill(kept, passage[:room], self._with_types)
+            filled, types = self._pair.fill(kept, self._kept(passage, room), self._with_types)
             encodings.append(Encoding(filled, types, len(query) + len(passage) + self._pair.special_tokens))
         return encodings
 
@@ -171,8 +179,8 @@ class TextTokenizer:
         limit = max_length + len(separator) + len(tail)
         encodings = []
         for query, passage in self._ids_of_pairs(pairs, prefixes):
-            start = [*self._bos, *query[:query_max_length], *separator]
-            kept = passage[: min(max_length, max(0, limit - len(start)))]
+            start = [*self._bos, *self._kept(query, query_max_length), *separator]
+            kept = self._kept(passage, min(max_length, max(0, limit - len(start))))
             parts = (start, kept, [*separator, *tail])
             ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
             full = len(self._bos) + len(query) + len(separator) + len(passage) + len(parts[2])
@@ -184,9 +192,13 @@ class TextTokenizer:
         room = max(0, max_length - template.special_tokens)
         encodings = []
         for ids in self._ids(texts):
-            filled, types = template.fill(ids[:room], None, self._with_types)
+            filled, types = template.fill(self._kept(ids, room), None, self._with_types)
             encodings.append(Encoding(filled, types, len(ids) + template.special_tokens))
         return encodings
+
+    def _kept(self, ids: list[int], room: int) -> list[int]:
+        """What is left of a text in `room` tokens."""
+        return ids[max(0, len(ids) - room) :] if self._keeps_end else ids[:room]
 
     def _ids_of_pairs(
         self, pairs: Sequence[tuple[str, str]], prefixes: tuple[str, str]

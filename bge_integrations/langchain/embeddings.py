@@ -28,8 +28,8 @@ class BgeEmbeddings(ModelFields, Embeddings):
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 
-    document_instruction: str = ""
-    """Text before every document."""
+    document_instruction: str | None = None
+    """Text before every document; None = the catalogue's, "" = none."""
     task: str | None = None
     """Name of one of the model's published tasks, which brings its instructions."""
     examples: list[dict[str, str]] | None = None

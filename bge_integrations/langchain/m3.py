@@ -20,8 +20,8 @@ class M3Fields(ModelFields):
 
     model: ModelName = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
-    document_instruction: str = ""
-    """Text before every document."""
+    document_instruction: str | None = None
+    """Text before every document; None = the catalogue's, "" = none."""
 
     _core_type: ClassVar[type] = BgeM3Embedder
 

@@ -124,8 +124,8 @@ class BgeEmbeddingComponent(BgeComponent):
 
     model_name: PathName
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
-    document_instruction: str = ""
-    """Text before every document."""
+    document_instruction: str | None = None
+    """Text before every document; None = the catalogue's, "" = none."""
 
     _model_field: ClassVar[str] = "model_name"
 

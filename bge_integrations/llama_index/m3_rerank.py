@@ -36,8 +36,8 @@ class BgeM3Rerank(BgeNodePostprocessor):
     weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
     """What the scores of dense, sparse and token vectors (`maxsim`) count; the score is their weighted mean. Only
     outputs that count are computed."""
-    document_instruction: str = ""
-    """Text before every node."""
+    document_instruction: str | None = None
+    """Text before every node; None = the catalogue's, "" = none."""
     normalize: bool | None = None
     """Give dense vectors length one; None = as the catalogue says."""
 

@@ -235,11 +235,17 @@ class BgeReranker(ModelUser):
         self._refuse_foreign_arguments(spec)
         layerwise = spec is not None and spec.family in ARGUMENTS["cutoff_layers"]
         asked = (self.query_instruction, self.document_instruction)
-        usual = (spec.query_instruction, spec.document_instruction) if spec else ("", "")
+        own = folder.default_prompt if resolved.guessed or not spec else ""
+        usual = (spec.query_instruction, spec.document_instruction) if spec and not own else (own, "")
         before_query, before_passage = (text if mine is None else mine for mine, text in zip(asked, usual, strict=True))
         return Recipe(
             prefixes=(before_query, before_passage),
-            max_length=self._limit(folder, spec.max_length if spec else min(DEFAULT_MAX_LENGTH, folder.max_length)),
+            max_length=self._limit(
+                folder,
+                spec.max_length
+                if spec and not (resolved.guessed and folder.modules)
+                else min(DEFAULT_MAX_LENGTH, folder.max_length),
+            ),
             query_max_length=self.query_max_length,
             prompt=self.prompt or (spec.prompt if spec else ""),
             layers=layers_of(folder, self.cutoff_layers or (), self.compress_layers, self.compress_ratio or 1)

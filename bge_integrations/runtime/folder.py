@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bge_integrations.errors import MissingWeightsError, UnknownModelError, UnsupportedModelError
+from bge_integrations.runtime.json_files import AGAIN, read_json, read_object
 from bge_integrations.types import Pooling
 
 LOCAL = "local-"
@@ -25,18 +25,26 @@ OPENVINO_GRAPH = "openvino_model.xml"
 OPENVINO_FACTS = "bge_openvino.json"
 """What marks such a folder, and says how it was made."""
 
-_POINTER = b"version https://git-lfs"
-_AGAIN = "Download or save the folder again."
+_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""The names that sentence-transformers gave the Transformer module's settings; the first that says something counts."""
+PIPELINE = "config_sentence_transformers.json"
+_VECTOR, _TOKENS = "sentence_embedding", "token_embeddings"
 _CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}
 """Modules whose settings are not in a config.json."""
 
-_POOLING_MODES = {
-    "cls": Pooling.CLS,
-    "cls_token": Pooling.CLS,
-    "mean": Pooling.MEAN,
-    "mean_tokens": Pooling.MEAN,
-    "lasttoken": Pooling.LAST_TOKEN,
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
 }
+"""The older notation of a Pooling module's modes, in the order in which they are put together."""
+_POOLINGS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST_TOKEN}
 _ROBERTA_POSITIONS = ("xlm-roberta", "roberta", "camembert")
 """Architectures whose position ids begin at pad_token_id + 1."""
 
@@ -49,6 +57,13 @@ class Module:
     type: str
     config: Mapping[str, Any]
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """A Pooling module's modes, in the old or the new notation."""
+        if mode := self.config.get("pooling_mode"):
+            return (mode,) if isinstance(mode, str) else tuple(map(str, mode))
+        return tuple(mode for flag, mode in POOLING_FLAGS.items() if self.config.get(flag)) or ("mean",)
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -59,10 +74,11 @@ class Folder:
         path: Where config.json, tokenizer and weights are: the folder itself, or its Transformer module's.
         config: config.json.
         modules: modules.json with each module's config; empty without the file.
-        prompts: Name to text, from config_sentence_transformers.json.
+        pipeline: config_sentence_transformers.json.
+        prompts: Name to text, from that file; empty without modules.json, where sentence-transformers takes none.
         default_prompt: The text that sentence-transformers adds where no prompt is named.
-        cross_encoder: Whether sentence-transformers wrote it as a cross-encoder.
-        settings: sentence_bert_config.json.
+        settings: sentence_bert_config.json, or the older file of its kind; empty without modules.json.
+        settings_file: The name of that file.
         tokenizer: tokenizer_config.json.
         quantized: bge_openvino.json: how `bge quantize` made it. It then holds an int8 graph for OpenVINO instead of
             weights. Empty without the file.
@@ -72,10 +88,11 @@ class Folder:
     path: Path
     config: Mapping[str, Any]
     modules: tuple[Module, ...]
+    pipeline: Mapping[str, Any]
     prompts: Mapping[str, str]
     default_prompt: str
-    cross_encoder: bool
     settings: Mapping[str, Any]
+    settings_file: str
     tokenizer: Mapping[str, Any]
     quantized: Mapping[str, Any]
 
@@ -91,7 +108,9 @@ class Folder:
     @property
     def is_reranker(self) -> bool:
         """Whether the files describe a sequence classifier, which scores pairs."""
-        return self.cross_encoder or self.architecture.endswith("ForSequenceClassification")
+        return self.pipeline.get("model_type") == "CrossEncoder" or self.architecture.endswith(
+            "ForSequenceClassification"
+        )
 
     @property
     def is_language_model(self) -> bool:
@@ -106,9 +125,8 @@ class Folder:
     @cached_property
     def pooling(self) -> Pooling | None:
         """The one pooling of the pipeline; None without modules.json or with a pooling that only the library knows."""
-        configs = [module.config for module in self.modules if module.type == "Pooling"]
-        modes = _modes(configs[0]) if len(configs) == 1 else ()
-        return _POOLING_MODES.get(modes[0]) if len(modes) == 1 else None
+        modes = [module.modes for module in self.modules if module.type == "Pooling"]
+        return _POOLINGS.get(modes[0][0]) if len(modes) == 1 and len(modes[0]) == 1 else None
 
     @cached_property
     def include_prompt(self) -> bool:
@@ -118,18 +136,21 @@ class Folder:
     @cached_property
     def normalize(self) -> bool:
         """Whether the pipeline ends in vectors of length 1."""
-        return any(module.type == "Normalize" for module in self.modules)
+        last = next((module for module in reversed(self.modules) if module.type != "Dropout"), None)
+        pooled = any(module.type == "Pooling" for module in self.modules)
+        return pooled and last is not None and last.type == "Normalize" and _names(last) == (_VECTOR, _VECTOR)
 
     @cached_property
     def dim(self) -> int:
-        """Length of the pipeline's vectors."""
-        dim = int(self.config.get("hidden_size") or self.config.get("d_model") or self.config.get("dim") or 0)
-        for module in self.modules:
-            if module.type == "Pooling":
-                dim *= max(1, len(_modes(module.config)))
-            elif module.type == "Dense":
-                dim = int(module.config["out_features"])
-        return dim
+        """Length of the pipeline's vectors, before the folder's own `truncate_dim`."""
+        config = self.config
+        hidden = config.get("hidden_size") or config.get("d_model") or config.get("dim") or config.get("n_embd") or 0
+        return _width(self.modules, int(hidden))
+
+    @cached_property
+    def truncate_dim(self) -> int | None:
+        """How many leading numbers sentence-transformers keeps of the pipeline's vectors; None for all."""
+        return self.pipeline.get("truncate_dim") if self.modules else None
 
     @cached_property
     def positions(self) -> int | None:
@@ -144,7 +165,8 @@ class Folder:
     @cached_property
     def max_length(self) -> int:
         """Tokens at which sentence-transformers would cut a text of this folder."""
-        limits = (self.settings.get("max_seq_length") or self.tokenizer.get("model_max_length"), self.positions)
+        of_tokenizer = self.tokenizer.get("model_max_length") or self.tokenizer.get("max_len")
+        limits = (self.settings.get("max_seq_length") or of_tokenizer, self.positions)
         return min((int(limit) for limit in limits if limit), default=512)
 
     @cached_property
@@ -168,7 +190,7 @@ class Folder:
         for name in ("model.safetensors", "pytorch_model.bin"):
             if (self.path / name).is_file():
                 return (self.path / name,)
-            if index := _json(self.path / f"{name}.index.json"):
+            if index := read_object(self.path / f"{name}.index.json"):
                 if not isinstance(index.get("weight_map"), dict):
                     raise MissingWeightsError(f"{name}.index.json of {self.path} names no files. Download it again.")
                 shards = [self.path / shard for shard in sorted(set(index["weight_map"].values()))]
@@ -203,21 +225,23 @@ def read_folder(path: Path) -> Folder:
             "with Transformer can be run."
         )
     inner = path / modules[0].name if modules else path
+    settings_file, settings = _settings(inner) if modules else (_SETTINGS[0], {})
     if not (inner / "config.json").is_file():
         raise UnknownModelError(f"{inner} has no config.json, so it is not a model folder.")
-    pipeline = _json(path / "config_sentence_transformers.json")
-    prompts = {str(name): str(text) for name, text in (pipeline.get("prompts") or {}).items()}
+    pipeline = read_object(path / PIPELINE)
+    prompts, default = _prompts(path, pipeline) if modules else ({}, "")
     return Folder(
         root=path,
         path=inner,
-        config=_json(inner / "config.json"),
+        config=read_object(inner / "config.json"),
         modules=modules,
+        pipeline=pipeline,
         prompts=prompts,
-        default_prompt=prompts.get(pipeline.get("default_prompt_name") or "", ""),
-        cross_encoder=pipeline.get("model_type") == "CrossEncoder",
-        settings=_json(inner / "sentence_bert_config.json"),
-        tokenizer=_json(inner / "tokenizer_config.json"),
-        quantized=_json(inner / OPENVINO_FACTS),
+        default_prompt=default,
+        settings=settings,
+        settings_file=settings_file,
+        tokenizer=read_object(inner / "tokenizer_config.json"),
+        quantized=read_object(inner / OPENVINO_FACTS),
     )
 
 
@@ -280,12 +304,12 @@ def _states(folder: Path) -> list[tuple[str, int, int, int]]:
 def _entries(path: Path) -> list[dict[str, Any]]:
     """The entries of modules.json, in the order in which they run: that of the file."""
     file = path / "modules.json"
-    entries = _parsed(file) if file.is_file() else []
+    entries = read_json(file) if file.is_file() else []
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("type"), str)
         for entry in entries
     ):
-        raise ValueError(f'{file} should hold a list of objects, each with "path" and "type". {_AGAIN}')
+        raise ValueError(f'{file} should hold a list of objects, each with "path" and "type". {AGAIN}')
     for entry in entries:
         inside = PurePosixPath(entry["path"].replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts:
@@ -297,39 +321,46 @@ def _modules(path: Path) -> tuple[Module, ...]:
     modules = []
     for entry in _entries(path):
         kind = re.sub(r"^sentence_transformers\.(.*\.)?", "", entry["type"])
-        config = _json(path / entry["path"] / _CONFIG_OF.get(kind, "config.json"))
+        config = read_object(path / entry["path"] / _CONFIG_OF.get(kind, "config.json"))
         modules.append(Module(name=entry["path"], type=kind, config=config))
     return tuple(modules)
 
 
-def _modes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A Pooling module's modes, in the old or the new notation."""
-    if mode := config.get("pooling_mode"):
-        return (mode,) if isinstance(mode, str) else tuple(mode)
-    flags = {key.removeprefix("pooling_mode_"): on for key, on in config.items() if key.startswith("pooling_mode_")}
-    return tuple(name for name, on in flags.items() if on) or ("mean",)
+def _settings(inner: Path) -> tuple[str, dict[str, Any]]:
+    """The Transformer module's settings, and the name of their file."""
+    found = ((name, read_object(inner / name)) for name in _SETTINGS)
+    return next(((name, settings) for name, settings in found if settings), (_SETTINGS[0], {}))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file."""
-    content = _parsed(path) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(  # noqa: TRY004 - the file is wrong, not an argument
-            f"{path} should hold a JSON object, not {type(content).__name__}. {_AGAIN}"
-        )
-    return content
+def _prompts(path: Path, pipeline: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+    """The prompts, and the text of the one that is used by default."""
+    file, prompts, name = path / PIPELINE, pipeline.get("prompts") or {}, pipeline.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
+        raise ValueError(f'{file} should hold texts by name in "prompts", not {prompts!r:.80}. {AGAIN}')
+    texts = {str(key): text or "" for key, text in prompts.items()}
+    if name is not None and name not in (*texts, "query", "document"):
+        raise ValueError(f"{file} names the default prompt {name!r}, which is not among {', '.join(texts) or 'none'}.")
+    truncate_dim = pipeline.get("truncate_dim")
+    if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+        raise ValueError(f"{file} sets truncate_dim={truncate_dim!r:.80}, which is not a number of dimensions.")
+    return texts, texts.get(name or "", "")
 
 
-def _parsed(path: Path) -> Any:
-    """What a JSON file holds.
+def _names(module: Module) -> tuple[str, str]:
+    """What a Dense or a Normalize reads and what it writes."""
+    source = module.config.get("module_input_name") or _VECTOR
+    return source, module.config.get("module_output_name") or source
 
-    Raises:
-        ValueError: It is a Git LFS pointer, or no JSON in UTF-8; the message names it.
-    """
-    content = path.read_bytes()
-    if content.startswith(_POINTER):
-        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself. Get the files with `git lfs pull`.")
-    try:
-        return json.loads(content.decode("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON in UTF-8 ({error}). {_AGAIN}") from error
+
+def _width(modules: tuple[Module, ...], hidden: int) -> int:
+    """Length of a pipeline's vectors, from the width of its transformer's hidden states."""
+    widths = {_TOKENS: hidden}
+    for module in modules:
+        config = module.config
+        if module.type == "Pooling":
+            widths[_VECTOR] = widths[_TOKENS] * len(module.modes)
+        elif module.type == "CNN":
+            widths[_TOKENS] = int(config.get("out_channels", 256)) * len(config.get("kernel_sizes") or (1, 3, 5))
+        elif module.type == "Dense":
+            widths[_names(module)[1]] = int(config.get("out_features", hidden))
+    return widths.get(_VECTOR, widths[_TOKENS])

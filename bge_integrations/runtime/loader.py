@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 _one_load = threading.Lock()
 """transformers patches its own globals while it loads, so models load one after the other."""
 
+_COUNTS_PADDING = ("albert", "bert", "distilbert", "electra", "ernie", "mobilebert", "mpnet")
+"""Architectures whose position ids begin at the first token of a row, padding or not."""
+
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
 
@@ -89,11 +92,14 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
 
 def _text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
     bos = tokenizer.bos_token_id
+    own = copy.deepcopy(tokenizer.backend_tokenizer)
+    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return TextTokenizer(
-        copy.deepcopy(tokenizer.backend_tokenizer),
+        own,
         with_types="token_type_ids" in tokenizer.model_input_names and folder.config.get("type_vocab_size", 2) > 1,
         bos=None if bos == tokenizer.pad_token_id and folder.model_type not in LAYERWISE else bos,  # as the reference
         eos=tokenizer.eos_token_id,
+        keeps_end=tokenizer.truncation_side == "left",
     )
 
 
@@ -152,10 +158,25 @@ def _tokenizer(resolved: Resolved) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder.path, config=config, trust_remote_code=resolved.trust_remote_code)
     if not tokenizer.is_fast:
         raise UnsupportedModelError(f"{resolved.key.model} has only a slow tokenizer; a tokenizer.json is needed.")
+    _check_tokenizer(tokenizer, resolved)
     if folder.settings.get("do_lower_case"):
         normalizer = tokenizer.backend_tokenizer.normalizer
         tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([normalizer] if normalizer else [])])
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, resolved: Resolved) -> None:
+    """Refuses settings with which a text's numbers would depend on the texts beside it."""
+    model, file = resolved.key.model, resolved.folder.path / "tokenizer_config.json"
+    if tokenizer.padding_side == "left" and resolved.folder.model_type in _COUNTS_PADDING:
+        raise UnsupportedModelError(
+            f'{file} sets padding_side="left". {model} counts positions from the padding on, so a text\'s vector would '
+            'depend on the texts beside it. Set it to "right".'
+        )
+    if "attention_mask" not in tokenizer.model_input_names:
+        raise UnsupportedModelError(
+            f"{file} leaves attention_mask out of model_input_names: {model} would read the padding. Add it."
+        )
 
 
 def _model(resolved: Resolved, tokenizer: Any) -> Backend:

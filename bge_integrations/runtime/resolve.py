@@ -4,6 +4,7 @@ import functools
 import logging
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,16 +13,14 @@ from bge_integrations.errors import MissingExtraError, UnknownModelError, Unsupp
 from bge_integrations.runtime.device import default_dtype, resolve_device
 from bge_integrations.runtime.folder import Folder, read_folder
 from bge_integrations.runtime.locate import row_of
+from bge_integrations.runtime.pipeline import check_pipeline, slow_reason
 from bge_integrations.runtime.source import Kind, Located, ModelKey, ModelSource, Resolved
 
 logger = logging.getLogger(__name__)
 
 _CLASS_OF = {"embedder": "BgeEmbedder", "reranker": "BgeReranker"}
-_FAST_MODEL_TYPES = ("bert", "xlm-roberta")
 _DECODERS = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 _LLM_MODEL_TYPES = {"llm": _DECODERS, "layerwise": ("minicpm",), "lightweight": ("cost_wise_gemma",)}
-_FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
-_FAST_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
 _WEIGHTS = (".safetensors", ".bin")
 _openvino_failures: dict[tuple[str, str], str] = {}
 _WORTH_CONVERTING = 50_000_000
@@ -38,7 +37,8 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
     """
     folder = _read(located.path, located.revision)
     _check_files(source, folder)
-    spec, found_by = _find_row(source, located, folder)
+    check_pipeline(folder, trust_remote_code=source.trust_remote_code)
+    spec, found_by, guessed = _find_row(source, located, folder)
     if spec and spec.unsupported:
         raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
     _check_architecture(source, folder, spec)
@@ -46,7 +46,7 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
     device = resolve_device(source.device or ("cpu" if backend == "openvino" else None))
     dtype = source.dtype or ("int8" if folder.quantized else default_dtype(device))
     key = ModelKey(located.model, located.revision, backend, device, dtype)
-    return Resolved(key, folder, located.watched, spec, found_by, reason, source.trust_remote_code)
+    return Resolved(key, folder, located.watched, spec, found_by, guessed, reason, source.trust_remote_code)
 
 
 def check_kind(spec: ModelSpec, kind: Kind) -> None:
@@ -71,22 +71,32 @@ def _read(path: Path, _revision: str) -> Folder:
     return read_folder(path)
 
 
-def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[ModelSpec | None, str]:
-    if spec := row_of(located.model):
-        return spec, f"by its id {spec.id}" if source.model == spec.id else f"{source.model} stands for {spec.id}"
+def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[ModelSpec | None, str, bool]:
+    """The row, how it was found, and whether it is only a guess, so that what the files say goes before it."""
+    name = source.model.rstrip("/")
+    if spec := row_of(located.model) or row_of(name):
+        return spec, f"by its id {spec.id}" if name == spec.id else f"{source.model} stands for {spec.id}", False
     if source.like is not None:
-        return get_spec(source.like), f'like="{source.like}"'
+        return get_spec(source.like), f'like="{source.like}"', False
     if parent := folder.quantized.get("like"):
-        return get_spec(parent), f"it was quantized from a model like {parent}"
-    spec = row_of(str(folder.config.get("_name_or_path", "")))
-    if spec and spec.id == folder.config["_name_or_path"] and _same_shape(spec, folder):
-        return spec, f"config.json names {spec.id}, and the shapes agree"
+        return get_spec(parent), f"it was quantized from a model like {parent}", False
+    for parent, where in _guesses(source, folder):
+        spec = row_of(parent)
+        if spec and parent in (spec.id, *spec.aliases) and _same_shape(spec, folder):
+            return spec, f"{where} {parent}, and the shapes agree", True
     if source.kind == "embedder" and not folder.modules and not source.pooling_optional:
         raise UnknownModelError(
             f"{source.model} has no modules.json, so its pooling is unknown (sentence-transformers would take the "
             'mean, which is wrong for BGE). Pass like="BAAI/bge-base-en-v1.5", or whichever model it descends from.'
         )
-    return None, "by its own files"
+    return None, "by its own files", False
+
+
+def _guesses(source: ModelSource, folder: Folder) -> Iterator[tuple[str, str]]:
+    """Ids that the files or the folder's place name, and what it is that names them."""
+    yield str(folder.config.get("_name_or_path", "")), "config.json names"
+    if source.path:
+        yield "/".join(source.path.parts[-2:]), "its folder is called"
 
 
 def _check_files(source: ModelSource, folder: Folder) -> None:
@@ -127,7 +137,7 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
 
 def _choose_backend(source: ModelSource, located: Located, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
     own_code = source.trust_remote_code and "auto_map" in folder.config
-    reason = "it brings its own code" if own_code else _slow_reason(folder)
+    reason = "it brings its own code" if own_code else slow_reason(folder)
     language_model = spec if spec and spec.family in _LLM_MODEL_TYPES else None
     if source.kind == "reranker" and not language_model and folder.labels != 1:
         raise UnsupportedModelError(
@@ -201,23 +211,6 @@ def openvino_failure(model: Located | ModelKey) -> str:
 def openvino_pays_here() -> bool:
     """Whether OpenVINO is installed, and this machine's CPU one on which it was measured to be faster than torch."""
     return platform.machine().lower() in ("x86_64", "amd64") and find_spec("openvino") is not None
-
-
-def _slow_reason(folder: Folder) -> str:
-    """Why the fast paths don't know this pipeline; empty if they do."""
-    unknown_modules = [module.type for module in folder.modules if module.type not in _FAST_MODULES]
-    unknown_settings = sorted(set(folder.settings) - _FAST_SETTINGS)
-    if folder.model_type not in _FAST_MODEL_TYPES:
-        return f"its architecture is {folder.model_type or 'not named'}, not BERT or XLM-RoBERTa"
-    if folder.config.get("is_decoder") or folder.config.get("position_embedding_type", "absolute") != "absolute":
-        return "it is a decoder or has relative positions"
-    if unknown_modules:
-        return f"its pipeline holds {', '.join(unknown_modules)}"
-    if folder.modules and not folder.is_reranker and (folder.pooling is None or not folder.include_prompt):
-        return "its pooling is not simply cls, mean or last token"
-    if unknown_settings:
-        return f"sentence_bert_config.json sets {', '.join(unknown_settings)}"
-    return ""
 
 
 def require_openvino(*modules: str) -> None:

@@ -59,6 +59,7 @@ class Resolved:
         watched: The local folders that a look at the model looks at; none for a repository of the hub.
         spec: The catalogue's row, or None for a model outside it.
         found_by: How the row was found, for people.
+        guessed: Whether the files only name the row as a parent: what they say themselves goes before it.
         reason: Why the fast backend does not run it; empty if it does.
         trust_remote_code: Whether the folder's own Python code may run.
     """
@@ -68,6 +69,7 @@ class Resolved:
     watched: tuple[Path, ...]
     spec: ModelSpec | None
     found_by: str
+    guessed: bool
     reason: str
     trust_remote_code: bool
 

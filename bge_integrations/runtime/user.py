@@ -90,10 +90,11 @@ class ModelUser:
 
     def _find_row(self) -> ModelSpec | None:
         """The catalogue's row where the name, or `like`, alone tells it."""
+        name = self.model.rstrip("/")
         if self.like is not None:
-            return get_spec(self.model, self.like)
+            return get_spec(name, self.like)
         try:
-            return get_spec(self.model)
+            return get_spec(name)
         except UnknownModelError:
             return None
 

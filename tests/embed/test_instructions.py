@@ -75,6 +75,24 @@ def test_the_callers_document_instruction(embedder, bare):
     close(model.encode_queries(TEXTS), bare(prefixed(EN)))
 
 
+def test_an_empty_document_instruction_switches_the_catalogues_off(embedder, bare):
+    published = get_spec("BAAI/llm-embedder").document_instruction
+    on, off = embedder("BAAI/llm-embedder"), embedder("BAAI/llm-embedder", document_instruction="")
+    assert (on.describe()["document"], off.describe()["document"]) == (published + "{text}", "{text}")
+    close(on.encode_documents(TEXTS), bare(prefixed(published)))
+    close(off.encode_documents(TEXTS), bare(TEXTS))
+    task = embedder("BAAI/llm-embedder", task="tool", document_instruction="")
+    assert task.describe()["document"] == "{text}"
+    assert len({model.fingerprint for model in (on, off, embedder("BAAI/llm-embedder", task="tool"))}) == 3
+    assert off.fingerprint == task.fingerprint == embedder().fingerprint
+
+
+def test_an_empty_document_instruction_switches_the_folders_own_prompt_off(tmp_path, cache):
+    folder = tiny.make_bert_embedder(tmp_path, prompts={"document": "text: "})
+    described = [BgeEmbedder(str(folder), document_instruction=given, cache=cache).describe() for given in (None, "")]
+    assert [entry["document"] for entry in described] == ["text: {text}", "{text}"]
+
+
 @pytest.mark.parametrize("task", ["qa", "icl", "chat", "lrlm", "tool", "convsearch"])
 def test_tasks_of_llm_embedder(task, embedder, bare):
     query, document = get_spec("BAAI/llm-embedder").tasks[task]

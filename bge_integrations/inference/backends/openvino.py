@@ -138,8 +138,7 @@ def _rows(out: NDArray[np.float32], group: TokenBatch, head: Head) -> NDArray[np
     else:
         which = 0 if head.pooling is Pooling.CLS else group.lengths - 1
         pooled = out[np.arange(len(group)), which]
-    vectors: NDArray[np.float32] = pooled[:, : head.dim]
-    if not head.normalize:
-        return vectors
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
+    vectors: NDArray[np.float32] = pooled[:, : None if head.cut_last else head.dim]
+    if head.normalize:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors[:, : head.dim]

@@ -21,5 +21,6 @@ def dense_rows(hidden: torch.Tensor, batch: TokenBatch, head: Dense) -> torch.Te
 
 def finish(pooled: torch.Tensor, head: Dense) -> torch.Tensor:
     """Cuts and normalises pooled vectors, in float32."""
-    vectors = pooled.float()[:, : head.dim]
-    return torch.nn.functional.normalize(vectors, dim=-1) if head.normalize else vectors
+    vectors = pooled.float()[:, : None if head.cut_last else head.dim]
+    vectors = torch.nn.functional.normalize(vectors, dim=-1) if head.normalize else vectors
+    return vectors[:, : head.dim]
