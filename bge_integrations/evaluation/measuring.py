@@ -132,7 +132,7 @@ def evaluate(
 
 
 def retrieve(embedder: BgeEmbedder, data: LabelledSet, top: int = 50, *, show_progress: bool = False) -> Run:
-    """Find the nearest documents of every query by exact inner product.
+    """Find the nearest documents of every query by exact inner product, its own left out as in `per_query`.
 
     Args:
         embedder: Embeds documents and queries.
@@ -146,7 +146,7 @@ def retrieve(embedder: BgeEmbedder, data: LabelledSet, top: int = 50, *, show_pr
     for query, text in tqdm(data.queries.items(), "search", unit="query", disable=not shown):
         started = time.perf_counter()
         similarities = vectors @ embedder.encode_queries([text])[0]
-        best = np.argsort(-similarities, kind="stable")[:top]
+        best = [row for row in np.argsort(-similarities, kind="stable")[: top + 1] if names[row] != query][:top]
         scores[query] = {names[row]: float(similarities[row]) for row in best}
         seconds[query] = time.perf_counter() - started
     return Run(scores, seconds)
@@ -155,7 +155,7 @@ def retrieve(embedder: BgeEmbedder, data: LabelledSet, top: int = 50, *, show_pr
 def rescore(
     reranker: BgeReranker, data: LabelledSet, candidates: Mapping[str, Iterable[str]], *, show_progress: bool = False
 ) -> Run:
-    """Put documents in a reranker's order.
+    """Put documents in a reranker's order, the query's own left out as in `per_query`.
 
     Args:
         reranker: Scores them.
@@ -165,7 +165,7 @@ def rescore(
     """
     scores, seconds = {}, {}
     for query, ids in tqdm(candidates.items(), "rerank", unit="query", disable=not _shown(show_progress)):
-        names = list(ids)
+        names = [name for name in ids if name != query]
         started = time.perf_counter()
         results = reranker.rerank(data.queries[query], [data.documents[name] for name in names])
         seconds[query] = time.perf_counter() - started
@@ -174,7 +174,7 @@ def rescore(
 
 
 def per_query(data: LabelledSet, scores: Scores, measures: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Measure every query by itself.
+    """Measure every query by itself; a document whose id is the query's is no hit, as in BEIR (ArguAna, Quora).
 
     Args:
         data: The set.
@@ -192,7 +192,8 @@ def per_query(data: LabelledSet, scores: Scores, measures: Sequence[str]) -> dic
 
     parsed = {ir_measures.parse_measure(name): name for name in measures}
     judgements = {query: data.judgements[query] for query in scores}
-    ranks = {query: {name: -float(rank) for rank, name in enumerate(found)} for query, found in scores.items()}
+    others = {query: [name for name in found if name != query] for query, found in scores.items()}
+    ranks = {query: {name: -float(rank) for rank, name in enumerate(found)} for query, found in others.items()}
     values = {name: dict.fromkeys(scores, 0.0) for name in measures}
     for metric in ir_measures.iter_calc(list(parsed), judgements, ranks):
         values[parsed[metric.measure]][metric.query_id] = float(metric.value)

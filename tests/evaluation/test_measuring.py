@@ -56,6 +56,19 @@ def test_search_is_exact_and_keeps_the_order_of_equal_documents(data, embedder):
     assert run.milliseconds == pytest.approx(1000 * sorted(run.seconds.values())[1])
 
 
+def test_a_querys_own_document_is_no_hit(embedder, reranker):
+    documents = {"a": LINES[0], "b": LINES[0], "c": LINES[3]}
+    data = LabelledSet("own", documents, {"a": LINES[0], "x": LINES[3]}, {"a": {"b": 1}, "x": {"c": 1}})
+    found = retrieve(embedder, data, top=2)
+    assert {query: list(names) for query, names in found.scores.items()} == {"a": ["b", "c"], "x": ["c", "a"]}
+    ordered = rescore(reranker, data, {"a": ["a", "b", "c"], "x": ["c"]})
+    assert {query: set(names) for query, names in ordered.scores.items()} == {"a": {"b", "c"}, "x": {"c"}}
+    values = per_query(data, {"a": {"a": 1, "b": 0.9}, "x": {"c": 1}}, ["nDCG@10", "MRR@10", "Recall@1"])
+    assert all(value == {"a": 1, "x": 1} for value in values.values())
+    result = evaluate(data, embedder, reranker, fetch_k=10)
+    assert result.retrieved.mean("nDCG@10") == 1
+
+
 def test_the_rerankers_order(data, reranker):
     run = rescore(reranker, data, {"q1": ["d4", "d0", "d7"], "q2": iter(["d3"])})
     results = reranker.rerank("panda", [data.documents[name] for name in ("d4", "d0", "d7")])
