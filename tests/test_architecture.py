@@ -55,7 +55,7 @@ LAWS = {
     "runtime": law(
         CORE,
         "numpy tqdm",
-        "huggingface_hub nncf openvino safetensors sentence_transformers tokenizers torch transformers",
+        "huggingface_hub nncf openvino peft safetensors sentence_transformers tokenizers torch transformers",
     ),
     "embed": law(f"embed {CORE}", "numpy"),
     "rerank": law(f"rerank {CORE}", "numpy"),

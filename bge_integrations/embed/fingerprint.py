@@ -16,6 +16,8 @@ _TOKENIZER_FILES = (
 )
 _TOKENIZER = {"truncation_side": "right", "split_special_tokens": False, "strip_accents": None}
 """Settings of a tokenizer that tokenizer.json does not hold, and what they usually are."""
+_PLACES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+"""Keys of adapter_config.json that decide no vector."""
 _VECTOR = "sentence_embedding"
 _READ_FROM = ("modality_config", "module_output_name")
 _USUAL = (
@@ -27,7 +29,9 @@ _USUAL = (
 
 def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequence[str] = ("dense",)) -> str:
     """32 hexadecimal digits over the contents of a folder's weights and tokenizer, `settings`, and `outputs`."""
-    tokenizer = next((folder.path / name for name in _TOKENIZER_FILES if (folder.path / name).is_file()), None)
+    tokenizer = next(
+        (folder.tokenizer_path / n for n in _TOKENIZER_FILES if (folder.tokenizer_path / n).is_file()), None
+    )
     files = [*folder.weights(), *folder.module_weights(), *([tokenizer] if tokenizer else [])]
     facts = {"files": [content_hash(f) for f in files], "pipeline": _pipeline(folder), **settings}
     if heads := {name: content_hash(f) for name, f in folder.heads.items() if name in outputs}:
@@ -54,4 +58,14 @@ def _pipeline(folder: Folder) -> list[object]:
         *([["cut after normalising", folder.truncate_dim]] if folder.truncate_dim and folder.normalize else []),
         *([asked] if asked else []),
         *([tokenizer] if tokenizer else []),
+        *([_adapter(folder)] if folder.adapter else []),
     ]
+
+
+def _adapter(folder: Folder) -> dict[str, object]:
+    """What an adapter's config says of its weights, and not of where its base lies."""
+    return {
+        key: sorted(value) if isinstance(value, list) else value
+        for key, value in folder.adapter.items()
+        if key not in _PLACES
+    }

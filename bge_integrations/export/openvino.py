@@ -105,9 +105,11 @@ def _find(source: ModelSource) -> tuple[ModelSource, Resolved]:
     """The source with the kind that the model's files show, and what it leads to."""
     check_name(source.model)
     located = locate(source)
-    if read_folder(located.path).is_reranker:
+    if read_folder(located.path, located.base).is_reranker:
         source = replace(source, kind="reranker")
     resolved = resolve(source, located)
+    if resolved.folder.adapter:
+        raise UnsupportedModelError(f"{source.model} is an adapter. Merge it into its base and save that first.")
     if resolved.folder.quantized:
         raise UnsupportedModelError(f"{source.model} is quantized already. Name the model that it was made from.")
     return source, resolved

@@ -124,7 +124,9 @@ def find_subject(source: ModelSource) -> Subject:
         check_kind(row, row.kind)
         _check_shape(row.id, row.model_type)
     located = locate(source)
-    folder = read_folder(located.path)
+    folder = read_folder(located.path, located.base)
+    if folder.adapter:
+        raise UnsupportedModelError(f"{source.model} is an adapter. Merge it into its base and save that first.")
     _check_shape(source.model, folder.model_type)
     facts, expected = _score(source) if folder.is_reranker else _embed(source)
     is_local = located.model == str(located.path)

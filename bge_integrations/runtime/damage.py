@@ -37,18 +37,20 @@ def refuse_pointers(files: Iterable[Path]) -> None:
 
 def tokenizer_files(folder: Folder) -> list[Path]:
     """What a tokenizer is read from."""
-    return _found(folder, _TOKENIZER if (folder.path / "tokenizer.json").is_file() else (*_TOKENIZER, *_VOCABULARIES))
+    where = folder.tokenizer_path
+    return _found(where, _TOKENIZER if (where / "tokenizer.json").is_file() else (*_TOKENIZER, *_VOCABULARIES))
 
 
 def refuse_missing_vocabulary(folder: Folder) -> None:
     """Raises `MissingWeightsError` for a folder without a vocabulary, of which transformers makes an empty one."""
-    if not _found(folder, _VOCABULARIES_OF_ANY_KIND):
+    where = folder.tokenizer_path
+    if not _found(where, _VOCABULARIES_OF_ANY_KIND):
         raise MissingWeightsError(
-            f"{folder.path} has no vocabulary: neither tokenizer.json nor another file that a tokenizer is made of. "
+            f"{where} has no vocabulary: neither tokenizer.json nor another file that a tokenizer is made of. "
             "Download the folder again, or save the tokenizer there with save_pretrained()."
         )
-    if not _found(folder, ("tokenizer.json", "merges.txt")) and _found(folder, ("vocab.json",)):
-        raise MissingWeightsError(f"{folder.path} lacks merges.txt beside vocab.json. Download the folder again.")
+    if not _found(where, ("tokenizer.json", "merges.txt")) and _found(where, ("vocab.json",)):
+        raise MissingWeightsError(f"{where} lacks merges.txt beside vocab.json. Download the folder again.")
 
 
 def refuse_damaged(folder: Folder) -> None:
@@ -72,13 +74,13 @@ def refuse_damaged(folder: Folder) -> None:
             raise (ValueError if file.suffix in (".json", ".txt") else MissingWeightsError)(problem) from error
 
 
-def _found(folder: Folder, patterns: Iterable[str]) -> list[Path]:
-    return [file for pattern in patterns for file in sorted(folder.path.glob(pattern))]
+def _found(where: Path, patterns: Iterable[str]) -> list[Path]:
+    return [file for pattern in patterns for file in sorted(where.glob(pattern))]
 
 
 def _read_files(folder: Folder) -> Iterator[Path]:
     """What a load reads, in its order; of weights in two formats, safetensors."""
-    yield from _found(folder, _OTHERS)
+    yield from _found(folder.path, _OTHERS)
     yield from tokenizer_files(folder)
     yield from folder.weights()
     for module in folder.modules:

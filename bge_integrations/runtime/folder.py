@@ -4,17 +4,17 @@ import functools
 import hashlib
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from bge_integrations.errors import MissingWeightsError, UnknownModelError, UnsupportedModelError
-from bge_integrations.runtime.json_files import AGAIN, read_json, read_object
+from bge_integrations.runtime.json_files import AGAIN, read_object
+from bge_integrations.runtime.modules import VECTOR, Module, entries_of, names_of_vectors, read_modules, width_of
 from bge_integrations.types import Pooling
 
 LOCAL = "local-"
@@ -30,39 +30,13 @@ _SETTINGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """The names that sentence-transformers gave the Transformer module's settings; the first that says something counts."""
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "config_sentence_transformers.json"
-_VECTOR, _TOKENS = "sentence_embedding", "token_embeddings"
-_CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}
-"""Modules whose settings are not in a config.json."""
-
-POOLING_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-"""The older notation of a Pooling module's modes, in the order in which they are put together."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+"""Files of which a folder that brings a tokenizer has one."""
 _POOLINGS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST_TOKEN}
 _ROBERTA_POSITIONS = ("xlm-roberta", "roberta", "camembert")
 """Architectures whose position ids begin at pad_token_id + 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One entry of modules.json: its class, by the last name alone if the library brings it, and its config."""
-
-    name: str
-    type: str
-    config: Mapping[str, Any]
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """A Pooling module's modes, in the old or the new notation."""
-        if mode := self.config.get("pooling_mode"):
-            return (mode,) if isinstance(mode, str) else tuple(map(str, mode))
-        return tuple(mode for flag, mode in POOLING_FLAGS.items() if self.config.get(flag)) or ("mean",)
 
 
 @dataclass(frozen=True)
@@ -80,6 +54,9 @@ class Folder:
         settings: sentence_bert_config.json, or the older file of its kind; empty without modules.json.
         settings_file: The name of that file.
         tokenizer: tokenizer_config.json.
+        adapter: adapter_config.json, of which `path` then holds the base; empty where there is none.
+        tokenizer_path: Where the tokenizer's files are.
+        adapter_path: Where the adapter's files are.
         quantized: bge_openvino.json: how `bge quantize` made it. It then holds an int8 graph for OpenVINO instead of
             weights. Empty without the file.
     """
@@ -95,6 +72,9 @@ class Folder:
     settings_file: str
     tokenizer: Mapping[str, Any]
     quantized: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    tokenizer_path: Path
+    adapter_path: Path
 
     @property
     def model_type(self) -> str:
@@ -108,9 +88,8 @@ class Folder:
     @property
     def is_reranker(self) -> bool:
         """Whether the files describe a sequence classifier, which scores pairs."""
-        return self.pipeline.get("model_type") == "CrossEncoder" or self.architecture.endswith(
-            "ForSequenceClassification"
-        )
+        saved_so = self.pipeline.get("model_type") == "CrossEncoder" or self.adapter.get("task_type") == "SEQ_CLS"
+        return saved_so or self.architecture.endswith("ForSequenceClassification")
 
     @property
     def is_language_model(self) -> bool:
@@ -119,7 +98,9 @@ class Folder:
 
     @property
     def labels(self) -> int:
-        """Outputs of the classification head."""
+        """Outputs of the classification head; one where an adapter brings the head, as in sentence-transformers."""
+        if self.adapter and not self.architecture.endswith("ForSequenceClassification"):
+            return 1
         return int(self.config.get("num_labels") or len(self.config.get("id2label") or {}) or 2)
 
     @cached_property
@@ -138,14 +119,14 @@ class Folder:
         """Whether the pipeline ends in vectors of length 1."""
         last = next((module for module in reversed(self.modules) if module.type != "Dropout"), None)
         pooled = any(module.type == "Pooling" for module in self.modules)
-        return pooled and last is not None and last.type == "Normalize" and _names(last) == (_VECTOR, _VECTOR)
+        return pooled and last is not None and last.type == "Normalize" and names_of_vectors(last) == (VECTOR, VECTOR)
 
     @cached_property
     def dim(self) -> int:
         """Length of the pipeline's vectors, before the folder's own `truncate_dim`."""
         config = self.config
         hidden = config.get("hidden_size") or config.get("d_model") or config.get("dim") or config.get("n_embd") or 0
-        return _width(self.modules, int(hidden))
+        return width_of(self.modules, int(hidden))
 
     @cached_property
     def truncate_dim(self) -> int | None:
@@ -172,15 +153,28 @@ class Folder:
     @cached_property
     def heads(self) -> dict[str, Path]:
         """bge-m3's files beside the weights: output -> the linear layer that makes it."""
-        files = {name: self.root / f"{name}_linear.pt" for name in ("sparse", "colbert")}
-        return {name: file for name, file in files.items() if file.is_file()}
+        files = [
+            (name, d / f"{name}_linear.pt") for d in (self.root, self.adapter_path) for name in ("sparse", "colbert")
+        ]
+        return {name: file for name, file in files if file.is_file()}
 
     def weights(self) -> tuple[Path, ...]:
         """The files that transformers would read: safetensors where there are some, else `.bin`; or an int8 graph's.
 
+        An adapter's come after those of its base.
+
         Raises:
             MissingWeightsError: The folder has neither, or not every shard.
         """
+        return (*self._own_weights(), *self._adapter_weights())
+
+    def _adapter_weights(self) -> tuple[Path, ...]:
+        files = [file for name in ADAPTER_WEIGHTS if (file := self.adapter_path / name).is_file()]
+        if self.adapter and not files:
+            raise MissingWeightsError(f"{self.adapter_path} lacks {' or '.join(ADAPTER_WEIGHTS)}: download it again.")
+        return tuple(files[:1]) if self.adapter else ()
+
+    def _own_weights(self) -> tuple[Path, ...]:
         if self.quantized:
             graph = self.path / OPENVINO_GRAPH
             files = (graph, graph.with_suffix(".bin"))
@@ -208,8 +202,18 @@ class Folder:
         return tuple(sorted(f for d in folders if d != self.path for f in (*d.glob("*.safetensors"), *d.glob("*.bin"))))
 
 
-def read_folder(path: Path) -> Folder:
+def adapter_of(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Where a folder's adapter would be, and its adapter_config.json; {} where there is none."""
+    inner = path / next((entry["path"] for entry in entries_of(path)), "")
+    return inner, read_object(inner / ADAPTER)
+
+
+def read_folder(path: Path, base: Path | None = None) -> Folder:
     """Reads a folder's JSON files.
+
+    Args:
+        path: The folder.
+        base: Of an adapter, the folder of its base. Without a modules.json, an adapter takes its base's.
 
     Raises:
         UnknownModelError: There is no such folder, or no config.json in it.
@@ -218,36 +222,59 @@ def read_folder(path: Path) -> Folder:
     """
     if not path.is_dir():
         raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
-    modules = _modules(path)
+    modules = read_modules(path)
     if modules and modules[0].type != "Transformer":
         raise UnsupportedModelError(
             f"{path} is a sentence-transformers pipeline that begins with {modules[0].type}; only pipelines that begin "
             "with Transformer can be run."
         )
     inner = path / modules[0].name if modules else path
-    settings_file, settings = _settings(inner) if modules else (_SETTINGS[0], {})
+    if base is not None:
+        return _adapted(read_folder(base), path, inner, modules)
     if not (inner / "config.json").is_file():
         raise UnknownModelError(f"{inner} has no config.json, so it is not a model folder.")
-    pipeline = read_object(path / PIPELINE)
-    prompts, default = _prompts(path, pipeline) if modules else ({}, "")
     return Folder(
         root=path,
         path=inner,
         config=read_object(inner / "config.json"),
-        modules=modules,
-        pipeline=pipeline,
-        prompts=prompts,
-        default_prompt=default,
-        settings=settings,
-        settings_file=settings_file,
-        tokenizer=read_object(inner / "tokenizer_config.json"),
         quantized=read_object(inner / OPENVINO_FACTS),
+        adapter={},
+        adapter_path=inner,
+        **_of_tokenizer(inner),
+        **_of_pipeline(path, inner, modules),
     )
+
+
+def _adapted(base: Folder, path: Path, inner: Path, modules: tuple[Module, ...]) -> Folder:
+    """The base with what an adapter's folder says besides."""
+    folder = replace(base, adapter=read_object(inner / ADAPTER), adapter_path=inner)
+    if any((inner / name).is_file() for name in _TOKENIZERS):
+        folder = replace(folder, **_of_tokenizer(inner))
+    return replace(folder, root=path, **_of_pipeline(path, inner, modules)) if modules else folder
+
+
+def _of_tokenizer(inner: Path) -> dict[str, Any]:
+    return {"tokenizer": read_object(inner / "tokenizer_config.json"), "tokenizer_path": inner}
+
+
+def _of_pipeline(path: Path, inner: Path, modules: tuple[Module, ...]) -> dict[str, Any]:
+    """What sentence-transformers' files say; without modules.json that library takes nothing of them but the kind."""
+    pipeline = read_object(path / PIPELINE)
+    settings_file, settings = _settings(inner) if modules else (_SETTINGS[0], {})
+    prompts, default = _prompts(path, pipeline) if modules else ({}, "")
+    return {
+        "modules": modules,
+        "pipeline": pipeline,
+        "prompts": prompts,
+        "default_prompt": default,
+        "settings": settings,
+        "settings_file": settings_file,
+    }
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """The folders whose files make up the model in `path`: itself, and those of its modules."""
-    names = [entry["path"] for entry in _entries(path)]
+    names = [entry["path"] for entry in entries_of(path)]
     return (path, *(path / name for name in dict.fromkeys(names) if name and (path / name).is_dir()))
 
 
@@ -301,31 +328,6 @@ def _states(folder: Path) -> list[tuple[str, int, int, int]]:
     return states
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of modules.json, in the order in which they run: that of the file."""
-    file = path / "modules.json"
-    entries = read_json(file) if file.is_file() else []
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("type"), str)
-        for entry in entries
-    ):
-        raise ValueError(f'{file} should hold a list of objects, each with "path" and "type". {AGAIN}')
-    for entry in entries:
-        inside = PurePosixPath(entry["path"].replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts:
-            raise ValueError(f"{file} names the folder {entry['path']!r}, which is not inside the model's own.")
-    return entries
-
-
-def _modules(path: Path) -> tuple[Module, ...]:
-    modules = []
-    for entry in _entries(path):
-        kind = re.sub(r"^sentence_transformers\.(.*\.)?", "", entry["type"])
-        config = read_object(path / entry["path"] / _CONFIG_OF.get(kind, "config.json"))
-        modules.append(Module(name=entry["path"], type=kind, config=config))
-    return tuple(modules)
-
-
 def _settings(inner: Path) -> tuple[str, dict[str, Any]]:
     """The Transformer module's settings, and the name of their file."""
     found = ((name, read_object(inner / name)) for name in _SETTINGS)
@@ -344,23 +346,3 @@ def _prompts(path: Path, pipeline: Mapping[str, Any]) -> tuple[dict[str, str], s
     if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
         raise ValueError(f"{file} sets truncate_dim={truncate_dim!r:.80}, which is not a number of dimensions.")
     return texts, texts.get(name or "", "")
-
-
-def _names(module: Module) -> tuple[str, str]:
-    """What a Dense or a Normalize reads and what it writes."""
-    source = module.config.get("module_input_name") or _VECTOR
-    return source, module.config.get("module_output_name") or source
-
-
-def _width(modules: tuple[Module, ...], hidden: int) -> int:
-    """Length of a pipeline's vectors, from the width of its transformer's hidden states."""
-    widths = {_TOKENS: hidden}
-    for module in modules:
-        config = module.config
-        if module.type == "Pooling":
-            widths[_VECTOR] = widths[_TOKENS] * len(module.modes)
-        elif module.type == "CNN":
-            widths[_TOKENS] = int(config.get("out_channels", 256)) * len(config.get("kernel_sizes") or (1, 3, 5))
-        elif module.type == "Dense":
-            widths[_names(module)[1]] = int(config.get("out_features", hidden))
-    return widths.get(_VECTOR, widths[_TOKENS])

@@ -18,6 +18,7 @@ from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense, Head, Layers, Logit
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime import openvino
+from bge_integrations.runtime.adapter import brought, merged, whole
 from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
 from bge_integrations.runtime.damage import (
     refuse_damaged,
@@ -155,7 +156,9 @@ def _tokenizer(resolved: Resolved) -> Any:
     refuse_pointers(tokenizer_files(folder))
     # transformers looks for its tokenizer class by an architecture that it knows; these are not among them.
     config = PreTrainedConfig() if folder.model_type in LAYERWISE else configuration(resolved)
-    tokenizer = AutoTokenizer.from_pretrained(folder.path, config=config, trust_remote_code=resolved.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder.tokenizer_path, config=config, trust_remote_code=resolved.trust_remote_code
+    )
     if not tokenizer.is_fast:
         raise UnsupportedModelError(f"{resolved.key.model} has only a slow tokenizer; a tokenizer.json is needed.")
     _check_tokenizer(tokenizer, resolved)
@@ -242,6 +245,8 @@ def _encoder_module(resolved: Resolved, dtype: str, attention: str | None) -> An
 
     folder = resolved.folder
     config = configuration(resolved)
+    if folder.is_reranker and folder.adapter:
+        config.num_labels = folder.labels
     if attention:
         config._attn_implementation = attention  # noqa: SLF001 - transformers has no public name for it
     auto = AutoModelForSequenceClassification if folder.is_reranker else AutoModel
@@ -255,7 +260,7 @@ def _encoder_module(resolved: Resolved, dtype: str, attention: str | None) -> An
         **extra,
     )
     _refuse_missing(report, folder)
-    return model
+    return merged(model, folder)
 
 
 def _heads(folder: Folder) -> dict[str, Any]:
@@ -321,7 +326,7 @@ def _loaded_decoder(resolved: Resolved, model_class: Any, config: Any) -> Any:
         folder.path, config=config, dtype=getattr(torch, key.dtype), **_REPORTED
     )
     _refuse_missing(report, folder)
-    return _unmapped(model.to(key.device), key)
+    return _unmapped(merged(model, folder).to(key.device), key)
 
 
 def _decoder_engine(resolved: Resolved, config: Any) -> str:
@@ -359,19 +364,23 @@ def _pipeline(resolved: Resolved, tokenizer: Any) -> Backend:
     key, folder = resolved.key, resolved.folder
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     given = library_arguments(folder, pad_id)
-    model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(
-        str(folder.root),
-        device=key.device,
-        trust_remote_code=resolved.trust_remote_code,
-        local_files_only=True,
-        config_kwargs=given["config_kwargs"],
-        model_kwargs=given["model_kwargs"] | {"dtype": getattr(torch, key.dtype), "ignore_mismatched_sizes": True},
-    )
+    with whole(folder) as root:
+        model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(
+            str(root),
+            device=key.device,
+            trust_remote_code=resolved.trust_remote_code,
+            local_files_only=True,
+            config_kwargs=given["config_kwargs"],
+            model_kwargs=given["model_kwargs"] | {"dtype": getattr(torch, key.dtype), "ignore_mismatched_sizes": True},
+        )
     # The library initialises what a checkpoint lacks at random and only logs it. It alone knows which class a folder is
     # of (of T5 it takes the encoder), so what it made is compared with its files once more.
     inner = model[0].auto_model
     _, report = type(inner).from_pretrained(folder.path, config=inner.config, dtype=inner.dtype, **_REPORTED)
     _refuse_missing(report, folder)
+    if folder.adapter:
+        model[0].model = merged(model[0].model, folder)
+        model.to(key.device)
     engine = f"sentence_transformers: {resolved.reason}"
     return SentenceTransformersBackend(_unmapped(model, key), pad_id=pad_id or 0, engine=engine)
 
@@ -389,7 +398,11 @@ def _unmapped(model: Any, key: ModelKey) -> Any:
 
 def _refuse_missing(report: dict[str, Any], folder: Folder) -> None:
     # Embedders leave BERT's pooler unused, and many checkpoints leave it out; BERT's classifier stands on it.
-    missing = sorted(name for name in report["missing_keys"] if folder.is_reranker or not name.startswith("pooler."))
+    missing = sorted(
+        name
+        for name in report["missing_keys"]
+        if (folder.is_reranker or not name.startswith("pooler.")) and not brought(folder, name)
+    )
     mismatched = sorted(str(name) for name, *_ in report["mismatched_keys"])
     if missing or mismatched:
         names = ", ".join((missing + mismatched)[:4])

@@ -4,11 +4,13 @@ import functools
 import os
 import re
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bge_integrations.catalog import ModelSpec, get_spec, list_models
-from bge_integrations.errors import UnknownModelError
-from bge_integrations.runtime.folder import parts_of, revision_of
+from bge_integrations.errors import UnknownModelError, UnsupportedModelError
+from bge_integrations.runtime.folder import ADAPTER, adapter_of, parts_of, revision_of
 from bge_integrations.runtime.source import Located, ModelSource
 
 _HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
@@ -36,11 +38,42 @@ def named_folder(model: str) -> Path | None:
 
 
 def locate(source: ModelSource) -> Located:
-    """Finds the model's folder; downloads it from the hub at most once a process.
+    """Finds the model's folder, and an adapter's base; downloads from the hub at most once a process.
 
     Raises:
         UnknownModelError: Neither a folder nor a repository that can be reached.
+        UnsupportedModelError: An adapter of an adapter.
     """
+    located = _place(source)
+    inner, adapter = adapter_of(located.path)
+    if not adapter:
+        return located
+    base = _base(source, inner, adapter)
+    if base.watched or located.watched:
+        watched = (*(located.watched or (located.path,)), *(base.watched or (base.path,)))
+        return Located(located.model, revision_of(watched), located.path, watched, base.path)
+    return Located(located.model, f"{located.revision}+{base.revision}", located.path, (), base.path)
+
+
+def _base(source: ModelSource, inner: Path, adapter: Mapping[str, object]) -> Located:
+    """Where an adapter's base is: a folder beside it or below the working directory, or a repository of the hub."""
+    file, name, revision = inner / ADAPTER, adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{file} names no base_model_name_or_path, so the adapter has no model. Save it again.")
+    beside = inner / name
+    path = beside if beside.is_dir() else named_folder(name)
+    try:
+        base = _place(replace(source, model=name, path=path, revision=None if revision is None else str(revision)))
+    except UnknownModelError as error:
+        raise UnknownModelError(f"{file} is an adapter of {name}: {error}") from error
+    if adapter_of(base.path)[1]:
+        raise UnsupportedModelError(
+            f"{file} is an adapter of {name}, which is an adapter itself. Merge that one first."
+        )
+    return base
+
+
+def _place(source: ModelSource) -> Located:
     path = source.path or _packaged_folders().get(source.model)
     if path is not None:
         return _local(path)

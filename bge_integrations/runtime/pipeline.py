@@ -6,7 +6,8 @@ Every key that the library reads is honoured, handed to it or refused by name; n
 from collections.abc import Mapping
 
 from bge_integrations.errors import MissingExtraError, UnsupportedModelError
-from bge_integrations.runtime.folder import POOLING_FLAGS, Folder, Module
+from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.modules import POOLING_FLAGS, Module
 
 _MODULES = {"CNN", "Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "WeightedLayerPooling", "WordWeights"}
 """Modules of the library that make one vector a text of a Transformer's token vectors."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bge_integrations.catalog import ModelSpec, get_spec
 from bge_integrations.errors import MissingExtraError, UnknownModelError, UnsupportedModelError, WrongKindError
+from bge_integrations.runtime.adapter import require_peft
 from bge_integrations.runtime.device import default_dtype, resolve_device
 from bge_integrations.runtime.folder import Folder, read_folder
 from bge_integrations.runtime.locate import row_of
@@ -35,7 +36,8 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
         WrongKindError: An embedder where a reranker is needed, or the reverse.
         UnsupportedModelError: A model or a choice of backend that can't be run.
     """
-    folder = _read(located.path, located.revision)
+    folder = _read(located.path, located.revision, located.base)
+    require_peft(folder)
     _check_files(source, folder)
     check_pipeline(folder, trust_remote_code=source.trust_remote_code)
     spec, found_by, guessed = _find_row(source, located, folder)
@@ -66,9 +68,9 @@ def _an(kind: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, _revision: str) -> Folder:
+def _read(path: Path, _revision: str, base: Path | None) -> Folder:
     """The revision is there for the cache: a changed folder is read anew."""
-    return read_folder(path)
+    return read_folder(path, base)
 
 
 def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[ModelSpec | None, str, bool]:
@@ -95,6 +97,7 @@ def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[Mo
 def _guesses(source: ModelSource, folder: Folder) -> Iterator[tuple[str, str]]:
     """Ids that the files or the folder's place name, and what it is that names them."""
     yield str(folder.config.get("_name_or_path", "")), "config.json names"
+    yield str(folder.adapter.get("base_model_name_or_path", "")), "its adapter is one of"
     if source.path:
         yield "/".join(source.path.parts[-2:]), "its folder is called"
 

@@ -80,9 +80,11 @@ class Located:
 
     Attributes:
         watched: Of a local model the folders whose files decide the revision, links on the way not followed.
+        base: Of an adapter, the folder of its base.
     """
 
     model: str
     revision: str
     path: Path
     watched: tuple[Path, ...] = ()
+    base: Path | None = None
