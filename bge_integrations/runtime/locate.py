@@ -14,8 +14,9 @@ from bge_integrations.runtime.folder import ADAPTER, adapter_of, parts_of, revis
 from bge_integrations.runtime.source import Located, ModelSource
 
 _HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
-_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_linear.pt"]
-_OTHER_FILES = ["*pytorch_model*.bin", "openvino_model.*"]
+_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*vocab.*", "*.safetensors", "*_linear.pt"]
+_OTHER_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin", "openvino_model.*"]
+"""What a module's folder may hold in place of safetensors."""
 _NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _download_lock = threading.Lock()
@@ -80,7 +81,14 @@ def _place(source: ModelSource) -> Located:
     spec = row_of(source.model)
     repository = spec.id if spec else source.model
     with _download_lock:
-        snapshot = _download(repository, source.revision, source.cache_folder, source.token, source.local_files_only)
+        snapshot = _download(
+            repository,
+            source.revision,
+            source.cache_folder,
+            source.token,
+            source.local_files_only,
+            source.trust_remote_code,
+        )
     return Located(repository, snapshot.name, snapshot)
 
 
@@ -128,9 +136,23 @@ def hub_folder(cache_folder: str | None = None) -> str:
     return cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE
 
 
+def _other_weights(snapshot: Path) -> list[str]:
+    """Patterns of weights for the modules whose folders have no safetensors."""
+    folders = parts_of(snapshot)
+    inner = adapter_of(snapshot)[0]
+    lacking = [f for f in dict.fromkeys((inner, *folders[1:])) if not any(f.glob("*model*.safetensors"))]
+    prefixes = [f"{f.relative_to(snapshot)}/" if f != snapshot else "" for f in lacking]
+    return [prefix + name for prefix in prefixes for name in _OTHER_WEIGHTS]
+
+
 @functools.cache
 def _download(
-    repository: str, revision: str | None, cache_folder: str | None, token: str | None, local_files_only: bool
+    repository: str,
+    revision: str | None,
+    cache_folder: str | None,
+    token: str | None,
+    local_files_only: bool,
+    with_code: bool,
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -156,9 +178,11 @@ def _download(
             )
         )
 
+    wanted = [*_FILES, *(["*.py"] if with_code else [])]
     try:
-        path = fetch(_FILES)
-        return path if list(path.glob("**/*.safetensors")) else fetch([*_FILES, *_OTHER_FILES])
+        path = fetch(wanted)
+        other = _other_weights(path)
+        return fetch([*wanted, *other]) if other else path
     except GatedRepoError as error:
         raise UnknownModelError(
             f"{repository} asks you to accept its terms on the hub first; then pass token=. ({error})"
