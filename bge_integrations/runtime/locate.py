@@ -180,8 +180,7 @@ def _download(
 
     wanted = [*_FILES, *(["*.py"] if with_code else [])]
     try:
-        path = fetch(wanted)
-        other = _other_weights(path)
+        other = _other_weights(path := fetch(wanted))
         return fetch([*wanted, *other]) if other else path
     except GatedRepoError as error:
         raise UnknownModelError(
