@@ -23,7 +23,8 @@ class BgeEmbedder(Embedder[FloatArray]):
     A call gives float32 (n, dim), one vector a text.
 
     Args:
-        model: A catalogue id such as "BAAI/bge-base-en-v1.5", a hub id, or a folder.
+        model: A catalogue id such as "BAAI/bge-base-en-v1.5", a hub id, or a folder: the one that the path names when
+            the object is made. Links are followed at each call.
         query_instruction: Text before each query, or the task of a model with a template (the LLM-based embedders:
             describe() shows it). None takes the catalogue's (or, outside it, the model's own "query"
             prompt); "" adds nothing.
