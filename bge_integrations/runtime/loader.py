@@ -1,6 +1,5 @@
 """The only place that turns files into an engine."""
 
-import copy
 import functools
 import gc
 import logging
@@ -16,28 +15,20 @@ from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
 from bge_integrations.inference.device_lock import device_lock
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense, Head, Layers, Logit
-from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime import openvino
 from bge_integrations.runtime.adapter import brought, merged, whole
 from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
-from bge_integrations.runtime.damage import (
-    refuse_damaged,
-    refuse_missing_vocabulary,
-    refuse_pointers,
-    tokenizer_files,
-)
+from bge_integrations.runtime.damage import refuse_damaged
 from bge_integrations.runtime.device import default_batch_tokens
 from bge_integrations.runtime.folder import LOCAL, Folder
 from bge_integrations.runtime.resolve import openvino_failure
 from bge_integrations.runtime.source import ModelKey, Resolved
+from bge_integrations.runtime.tokenizer import load_tokenizer, text_tokenizer
 
 logger = logging.getLogger(__name__)
 
 _one_load = threading.Lock()
 """transformers patches its own globals while it loads, so models load one after the other."""
-
-_COUNTS_PADDING = ("albert", "bert", "distilbert", "electra", "ernie", "mobilebert", "mpnet")
-"""Architectures whose position ids begin at the first token of a row, padding or not."""
 
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
@@ -67,14 +58,14 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
     key = resolved.key
     started = time.perf_counter()
     with _one_load, _quiet(), _explained(resolved.folder):
-        tokenizer = _tokenizer(resolved)
-        text_tokenizer = _text_tokenizer(tokenizer, resolved.folder)
+        tokenizer = load_tokenizer(resolved)
+        texts = text_tokenizer(tokenizer, resolved.folder)
         if key.backend == "sentence_transformers":
             backend = _pipeline(resolved, tokenizer)
         elif key.backend == "openvino":
             module = partial(_encoder_module, resolved, "float32", "sdpa")
             pad_id = tokenizer.pad_token_id or 0
-            backend = openvino.load_backend(resolved, text_tokenizer, pad_id=pad_id, module=module)
+            backend = openvino.load_backend(resolved, texts, pad_id=pad_id, module=module)
         else:
             backend = _model(resolved, tokenizer)
         _collect_once()
@@ -83,24 +74,11 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
         key.model, time.perf_counter() - started, backend.nbytes, key.device, key.dtype, backend.engine,
     )  # fmt: skip
     return Engine(
-        text_tokenizer,
+        texts,
         backend,
         device=key.device,
         max_batch_tokens=default_batch_tokens(key.device),
         max_waiting=max_waiting,
-    )
-
-
-def _text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
-    bos = tokenizer.bos_token_id
-    own = copy.deepcopy(tokenizer.backend_tokenizer)
-    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
-    return TextTokenizer(
-        own,
-        with_types="token_type_ids" in tokenizer.model_input_names and folder.config.get("type_vocab_size", 2) > 1,
-        bos=None if bos == tokenizer.pad_token_id and folder.model_type not in LAYERWISE else bos,  # as the reference
-        eos=tokenizer.eos_token_id,
-        keeps_end=tokenizer.truncation_side == "left",
     )
 
 
@@ -147,41 +125,6 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _tokenizer(resolved: Resolved) -> Any:
-    from tokenizers.normalizers import Lowercase, Sequence
-    from transformers import AutoTokenizer, PreTrainedConfig
-
-    folder = resolved.folder
-    refuse_missing_vocabulary(folder)
-    refuse_pointers(tokenizer_files(folder))
-    # transformers looks for its tokenizer class by an architecture that it knows; these are not among them.
-    config = PreTrainedConfig() if folder.model_type in LAYERWISE else configuration(resolved)
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder.tokenizer_path, config=config, trust_remote_code=resolved.trust_remote_code
-    )
-    if not tokenizer.is_fast:
-        raise UnsupportedModelError(f"{resolved.key.model} has only a slow tokenizer; a tokenizer.json is needed.")
-    _check_tokenizer(tokenizer, resolved)
-    if folder.settings.get("do_lower_case"):
-        normalizer = tokenizer.backend_tokenizer.normalizer
-        tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([normalizer] if normalizer else [])])
-    return tokenizer
-
-
-def _check_tokenizer(tokenizer: Any, resolved: Resolved) -> None:
-    """Refuses settings with which a text's numbers would depend on the texts beside it."""
-    model, file = resolved.key.model, resolved.folder.path / "tokenizer_config.json"
-    if tokenizer.padding_side == "left" and resolved.folder.model_type in _COUNTS_PADDING:
-        raise UnsupportedModelError(
-            f'{file} sets padding_side="left". {model} counts positions from the padding on, so a text\'s vector would '
-            'depend on the texts beside it. Set it to "right".'
-        )
-    if "attention_mask" not in tokenizer.model_input_names:
-        raise UnsupportedModelError(
-            f"{file} leaves attention_mask out of model_input_names: {model} would read the padding. Add it."
-        )
-
-
 def _model(resolved: Resolved, tokenizer: Any) -> Backend:
     if resolved.folder.model_type in LAYERWISE:
         return _layerwise(resolved)
@@ -192,7 +135,7 @@ def _model(resolved: Resolved, tokenizer: Any) -> Backend:
 def quantized_graph(resolved: Resolved, texts: Sequence[str]) -> Any:
     """An encoder as an int8 graph for OpenVINO, calibrated on texts; raises as `load` and `openvino` do."""
     with _one_load, _quiet():
-        tokenizer = _text_tokenizer(_tokenizer(resolved), resolved.folder)
+        tokenizer = text_tokenizer(load_tokenizer(resolved), resolved.folder)
         return openvino.quantized_graph(
             resolved.folder, tokenizer, lambda: _encoder_module(resolved, "float32", "sdpa"), texts
         )
