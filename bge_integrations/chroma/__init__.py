@@ -15,6 +15,15 @@ Importing this module registers the functions as "bge_integrations" and "bge_int
 collection that is opened again finds them.
 """
 
+from importlib.util import find_spec
+
+from bge_integrations.errors import MissingExtraError
+
+if find_spec("chromadb") is None:
+    raise MissingExtraError(
+        'bge_integrations.chroma needs chromadb. Install it: pip install "bge_integrations[chroma]"'
+    )
+
 from bge_integrations.chroma.dense import BgeEmbeddingFunction
 from bge_integrations.chroma.sparse import BgeM3SparseEmbeddingFunction
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from bge_integrations.errors import MissingExtraError
 
-if find_spec("llama_index") is None:
+if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
     raise MissingExtraError(
         'bge_integrations.llama_index needs llama-index-core. Install it: pip install "bge_integrations[llama-index]"'
     )

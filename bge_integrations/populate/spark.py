@@ -26,9 +26,10 @@ from bge_integrations.populate.pipeline import OnError, populate
 from bge_integrations.populate.report import Failure, PopulateReport, sum_reports
 from bge_integrations.rerank.reranker import BgeReranker
 
-if find_spec("pyspark") is None:
+if any(find_spec(name) is None for name in ("pyspark", "pandas", "pyarrow")):
     raise MissingExtraError(
-        'bge_integrations.populate.spark needs pyspark 4. Install it: pip install "bge_integrations[spark]"'
+        "bge_integrations.populate.spark needs pyspark 4, pandas and pyarrow. Install them: "
+        'pip install "bge_integrations[spark]"'
     )
 
 import pandas as pd  # type: ignore[import-untyped]

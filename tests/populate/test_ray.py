@@ -161,14 +161,3 @@ def test_the_report_is_that_of_all_tasks() -> None:
     assert sink.report is None
     sink.on_write_complete(SimpleNamespace(write_returns=[]))
     assert sink.report == PopulateReport(0, 0, 0, 0, (), 0, 0, 0.0)
-
-
-def test_without_ray_the_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from bge_integrations import MissingExtraError\n"
-        "try: import bge_integrations.populate.ray\n"
-        "except MissingExtraError as error: print(error)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 'pip install "bge_integrations[ray]"' in run.stdout

@@ -160,14 +160,3 @@ def test_a_stage_keeps_what_it_is_given():
     again = BgeReranking(queryCol="query", inputCol="text", model="BAAI/bge-reranker-base").copy({})
     assert again.getOrDefault("queryCol") == "query"
     assert again.getOrDefault("normalize") is True
-
-
-def test_without_pyspark_the_extra_is_named():
-    code = (
-        "import sys; sys.modules['pyspark'] = None\n"
-        "from bge_integrations import MissingExtraError\n"
-        "try: import bge_integrations.populate.spark\n"
-        "except MissingExtraError as error: print(error)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "bge_integrations[spark]" in run.stdout, run.stderr
