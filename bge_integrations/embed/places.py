@@ -141,13 +141,44 @@ def find_chroma_collection(store: object) -> Any | None:
     return None
 
 
+def find_chroma_function(collection: Any) -> Any | None:
+    """Return the function with which Chroma embeds the texts of a collection, None where nobody has given it one.
+
+    This is the order of `Collection._embed`: the function that the collection was opened with, unless it is Chroma's
+    default, which is there when none was given; the one that its configuration keeps; the one of its schema. Where all
+    are silent Chroma embeds with its default, which nobody has chosen.
+
+    Raises:
+        ValueError: Chroma cannot build the function that the collection keeps.
+    """
+    given = collection._embedding_function  # noqa: SLF001 - a collection has no public way to it
+    if given is not None and not is_a(given, "DefaultEmbeddingFunction"):
+        return given
+    kept = collection.configuration_json.get("embedding_function") or {"type": "legacy"}  # a name alone, never built
+    if kept["type"] != "legacy" and (configured := collection.configuration.get("embedding_function")) is not None:
+        return configured
+    schema = collection.schema
+    of_vectors = (schema.keys.get("#embedding"), schema.defaults) if schema is not None else ()
+    for values in of_vectors:
+        index = values.float_list.vector_index if values is not None and values.float_list is not None else None
+        function = index.config.embedding_function if index is not None else None
+        if function is not None and not is_a(function, "DefaultEmbeddingFunction"):
+            return function
+    return None
+
+
 def open_lance_table(store: Any) -> Any | None:
     """Return the table of LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore` as it is now, None before any."""
     if hasattr(store, "get_table"):
         return store.get_table()
     table = store._table  # noqa: SLF001 - its public property raises while there is none
     if table is not None and hasattr(table, "checkout_latest"):
-        table.checkout_latest()
+        try:
+            table.checkout_latest()
+        except RuntimeError as error:
+            if "not found" not in str(error).lower():
+                raise
+            return None  # it has been dropped
     return table
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.embed.places import find_chroma_collection, is_a
+from bge_integrations.embed.places import find_chroma_collection, find_chroma_function, is_a
 from bge_integrations.errors import NonFiniteError
 from bge_integrations.populate.background import Background
 
@@ -100,24 +100,46 @@ def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | Non
         TypeError: No store that populate knows, or no embedder.
         ValueError: `given` is not the store's own, or nobody is there to compute.
     """
-    own = own_embeddings(store)
+    own = _own_or_given(store, given)
     if own is None and given is None:
         if callable(getattr(store, "add_documents", None)):
             return None, None
         raise ValueError(
             f"{type(store).__name__} has no embeddings of its own. Give them: populate(store, documents, embedder=...)."
         )
-    asks = is_a(store, "BasePydanticVectorStore")
-    chosen = given if asks else own
-    core = find_core(chosen)
-    if not asks and given is not None and given is not own:
+    core = find_core(own)
+    if given is not None and not _is_same(given, own):
         other = find_core(given)
         if core is None or other is None or other.fingerprint != core.fingerprint:
             raise ValueError(
                 f"embedder={given!r:.80} is not the store's own, which answers its queries: {own!r:.80}. "
                 "Make the store with the embeddings that are to fill it."
             )
-    return core, core or ForeignEmbedder(_foreign(chosen))
+        core = other  # what only the caller knows of it, such as the device
+    return core, core or ForeignEmbedder(_foreign(own))
+
+
+def _own_or_given(store: Any, given: Any) -> Any:
+    """The store's embeddings, or the caller's for a store that takes vectors and has none."""
+    try:
+        own = own_embeddings(store)
+    except ValueError as error:
+        if given is None:
+            raise ValueError(
+                f"Chroma cannot build the collection's own embedding function ({error}). Import the module that "
+                "registers it, `bge_integrations.chroma` for ours, or give embedder=..."
+            ) from error
+        own = None
+    takes_vectors = is_a(store, "BasePydanticVectorStore") or find_chroma_collection(store) is not None
+    return given if own is None and takes_vectors else own
+
+
+def _is_same(given: Any, own: Any) -> bool:
+    """Whether embeddings are one object, or embedding functions of Chroma that are kept alike."""
+    if given is own or type(given) is not type(own) or not callable(getattr(own, "get_config", None)):
+        return given is own
+    config = own.get_config()
+    return config is not NotImplemented and bool(config == given.get_config())
 
 
 def own_embeddings(store: Any) -> Any:
@@ -125,15 +147,18 @@ def own_embeddings(store: Any) -> Any:
 
     Raises:
         TypeError: It is no store that populate fills.
+        ValueError: Chroma cannot build the function that a collection keeps.
     """
     collection = find_chroma_collection(store)
     if collection is not None and collection is store:
-        return collection._embedding_function  # noqa: SLF001 - a collection has no public way to it
+        return find_chroma_function(collection)
     if is_a(store, "VectorStoreIndex"):
-        return store._embed_model  # noqa: SLF001 - nor has an index
+        return store._embed_model  # noqa: SLF001 - it has no public name
     if is_a(store, "BasePydanticVectorStore"):
         return None
     if callable(getattr(store, "add_documents", None)) and callable(getattr(store, "similarity_search", None)):
+        if store.embeddings is None and collection is not None:
+            return find_chroma_function(collection)  # LangChain's Chroma leaves queries to it
         return store.embeddings
     raise TypeError(
         "populate fills vector stores of LangChain and LlamaIndex, a VectorStoreIndex, and Chroma collections; "
