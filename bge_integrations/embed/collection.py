@@ -1,7 +1,7 @@
 """The fingerprint of the model that filled a collection, kept with the collection itself.
 
 Two models of one dimension fit into one collection without any error, and every search is then wrong. The guard is one
-string, written when a collection is filled and checked when it is filled again or read.
+string, written once a collection has taken vectors and checked when it is filled again or read.
 """
 
 from bge_integrations.embed.places import find_place
@@ -50,9 +50,16 @@ def check_fingerprint(store: object, fingerprint: str, force: bool = False) -> N
     Raises:
         FingerprintMismatchError: Another model filled the store; the message has both fingerprints.
     """
-    if force:
-        return
-    stored = read_fingerprint(store)
+    if not force:
+        refuse_another(read_fingerprint(store), fingerprint)
+
+
+def refuse_another(stored: str | None, fingerprint: str) -> None:
+    """Refuse a fingerprint that is known and is another one.
+
+    Raises:
+        FingerprintMismatchError: The message has both fingerprints.
+    """
     if stored is not None and stored != fingerprint:
         raise FingerprintMismatchError(
             f"This collection was filled by a model with the fingerprint {stored}; the model given has {fingerprint}. "

@@ -295,6 +295,7 @@ class Filling:
             raise CancelledError
         ours, theirs = entries[part], None if embeddings is None else embeddings[part]
         patiently(lambda: self._sink.write(ours, theirs, held))
+        self._sink.claim(ours)
         self._written = ours[-1], None if theirs is None else theirs[-1:]
 
     def _move(self, plan: Plan, part: slice) -> None:

@@ -159,7 +159,7 @@ def _open(
     record: str | Path | None,
     force: bool,
 ) -> Sink:
-    """The store as a sink, with its model's fingerprint checked and kept."""
+    """The store as a sink, with its model's fingerprint checked."""
     core, computes = choose_embedder(store, embedder)
     sink = make_sink(store, computes, record)
     if sparse_index is not None:
@@ -167,7 +167,7 @@ def _open(
     if cleanup and not sink.lists:
         raise ValueError(f"cleanup= needs a store that lists what it holds; {type(store).__name__} does not.")
     if core is not None:
-        sink.guard(core.fingerprint, force=force)
+        sink.guard(core, force=force)
     return sink
 
 

@@ -66,6 +66,16 @@ class Bench:
         self.embeddings = embeddings
         return self.store
 
+    def give(self, model: str) -> None:
+        """Another model to the store, with all that it holds."""
+        store = self.store
+        self.open(model)
+        if not self.is_durable:
+            self.store = store
+            for name in ("embedding", "embedding_function", "_embed_model"):
+                if hasattr(store, name):
+                    setattr(store, name, self.embeddings)
+
     def client(self) -> QdrantClient:
         """Qdrant's local mode, which one client at a time opens."""
         self.qdrant = QdrantClient(path=str(self.folder / "qdrant"))

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.embed.collection import check_fingerprint, write_fingerprint
-from bge_integrations.populate.embedding import Embedder, Pending
+from bge_integrations.embed.collection import read_fingerprint, write_fingerprint
+from bge_integrations.errors import FingerprintMismatchError
+from bge_integrations.populate.embedding import Core, Embedder, Pending
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.sinks.guard import Guard, Sample
+from bge_integrations.populate.writing import patiently
 from bge_integrations.types import M3Embeddings
 
 PAGE = 1000
@@ -44,15 +47,60 @@ class Sink:
         self.store = store
         self.framework = framework
         self.embedder = embedder
+        self._guard: Guard | None = None
 
-    def guard(self, fingerprint: str, *, force: bool) -> None:
-        """Refuse another model than the one that filled the store, and keep the model's fingerprint with the store.
+    def guard(self, core: Core, *, force: bool) -> None:
+        """Refuse another model than the one that filled the store, and remember the model for `claim`.
 
         Raises:
             FingerprintMismatchError: Another model filled it.
         """
-        check_fingerprint(self.store, fingerprint, force=force)
+        self._guard = Guard(self, core, force=force)
+
+    def claim(self, written: list[Entry]) -> None:
+        """Keep the model's fingerprint with the store, which has taken vectors of these documents.
+
+        Raises:
+            FingerprintMismatchError: Another model has filled the store meanwhile; the documents are taken out again.
+        """
+        if self._guard is None or not written:
+            return
+        try:
+            patiently(self._guard.claim)
+        except FingerprintMismatchError as error:
+            if self.lists:
+                patiently(lambda: self.delete([entry.id for entry in written]))
+                error.add_note(
+                    f"Two models filled it at once; the {len(written)} documents that this one had written last are "
+                    "taken out again. Bring the other model's documents once more, in case some were the same."
+                )
+            raise
+
+    def settle(self) -> None:
+        """At the end of a run, see that the store is still the model's.
+
+        Raises:
+            FingerprintMismatchError: Another model has filled the store at the same time.
+        """
+        if self._guard is not None:
+            patiently(self._guard.settle)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether vectors get the length 1 in the store."""
+        return False
+
+    def read_fingerprint(self) -> str | None:
+        """Return the fingerprint that is kept with the store."""
+        return read_fingerprint(self.store)
+
+    def write_fingerprint(self, fingerprint: str) -> None:
+        """Keep a fingerprint with the store."""
         write_fingerprint(self.store, fingerprint)
+
+    def sample(self, count: int) -> list[Sample]:  # noqa: ARG002 - only a store that keeps a fingerprint is asked
+        """Return some of what the store holds; nothing where it is empty."""
+        return []
 
     def identify(self, document: Any, position: int) -> Entry:
         """Give a document the identity under which this store keeps it.
@@ -91,6 +139,9 @@ class Sink:
     def delete(self, ids: list[str]) -> None:
         """Take documents out."""
         raise NotImplementedError
+
+    def reconcile(self) -> None:
+        """After a cleanup, take out what stands beside the store and that the store lacks."""
 
 
 def texts_of(entries: list[Entry]) -> list[str]:

@@ -7,11 +7,14 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from bge_integrations.embed.places import is_a
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
+from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.populate.writing import patiently
 
 
@@ -29,6 +32,15 @@ class ChromaSink(Sink):
         self.collection = copy(collection)
         if is_a(server, "RustBindingsAPI"):
             self.collection._client = _Turns(server)  # noqa: SLF001
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the collection holds."""
+        found = self.collection.get(limit=count, include=["documents", "metadatas", "embeddings"])
+        rows = zip(found["ids"], found["documents"], found["metadatas"], found["embeddings"], strict=True)
+        return [
+            Sample(name, self.framework.held(text, metadata or {}).text if text else None, np.asarray(vector))
+            for name, text, metadata, vector in rows
+        ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the collection holds of `ids`."""

@@ -6,7 +6,9 @@ from typing import Any
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate.identity import Entry, Held
-from bge_integrations.populate.sinks.base import Pages, Sink, texts_of
+from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, texts_of
+from bge_integrations.populate.sinks.guard import Sample
+from bge_integrations.populate.writing import patiently
 from bge_integrations.types import M3Embeddings
 
 
@@ -33,9 +35,22 @@ class HybridSink(Sink):
         self.lists = sink.lists
         index.check_fingerprint(self.fingerprint)
 
-    def guard(self, fingerprint: str, *, force: bool) -> None:
-        """Guard the store."""
-        self.sink.guard(fingerprint, force=force)
+    @property
+    def normalises(self) -> bool:
+        """Whether dense vectors get the length 1 in the store."""
+        return self.sink.normalises
+
+    def read_fingerprint(self) -> str | None:
+        """Return the fingerprint that is kept with the store."""
+        return self.sink.read_fingerprint()
+
+    def write_fingerprint(self, fingerprint: str) -> None:
+        """Keep a fingerprint with the store."""
+        self.sink.write_fingerprint(fingerprint)
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the store holds."""
+        return self.sink.sample(count)
 
     def identify(self, document: Any, position: int) -> Entry:
         """Give a document the store's identity."""
@@ -71,6 +86,14 @@ class HybridSink(Sink):
         """Take documents out of both."""
         self.sink.delete(ids)
         self.index.delete(ids)
+
+    def reconcile(self) -> None:
+        """Take out of the index what the store lacks, such as what a killed run deleted and never saved."""
+        ids = self.index.ids()
+        for start in range(0, len(ids), PAGE):
+            part = ids[start : start + PAGE]
+            held = patiently(lambda part=part: self.sink.look_up(part))  # type: ignore[misc]
+            self.index.delete(document_id for document_id in part if document_id not in held)
 
     def _add(self, entries: list[Entry], embeddings: M3Embeddings) -> None:
         self.index.add([entry.id for entry in entries], embeddings.sparse or [], self.fingerprint, texts_of(entries))

@@ -1,8 +1,10 @@
 """LanceDB tables behind LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore`, in the columns that they read."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from bge_integrations.embed.collection import HASH_KEY
@@ -11,6 +13,12 @@ from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
+from bge_integrations.populate.sinks.guard import Sample
+
+logger = logging.getLogger(__name__)
+
+_KEY = b"lance-schema:unenforced-primary-key"
+"""What LanceDB writes into the metadata of a column that is the table's key."""
 
 
 class LanceSink(Sink):
@@ -39,18 +47,27 @@ class LanceSink(Sink):
         super().__init__(store, framework, embedder)
         self.id, self.text, self.vector = columns
         self.parent = parent
-        self.fingerprint: str | None = None
+        self._has_key = False
 
-    def guard(self, fingerprint: str, *, force: bool) -> None:
-        """Refuse another model than the one that filled the table, and keep the model's fingerprint with it."""
-        super().guard(fingerprint, force=force)
-        self.fingerprint = fingerprint
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the table holds."""
+        if self._table is None:
+            return []
+        rows = self._rows(None, [self.text, "metadata", self.vector], limit=count)
+        return [
+            Sample(
+                row[self.id],
+                self.framework.held(row[self.text], _present(row["metadata"])).text,
+                np.asarray(row[self.vector], np.float32),
+            )
+            for row in rows
+        ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the table holds of `ids`."""
         if self._table is None:
             return {}
-        rows = self._rows(_among(self.id, ids), [self.text, "metadata"], limit=len(ids))
+        rows = self._healed(self._rows(_among(self.id, ids), [self.text, "metadata"], limit=None))
         return {row[self.id]: self.framework.held(row[self.text], _present(row["metadata"])) for row in rows}
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:  # noqa: ARG002
@@ -62,6 +79,7 @@ class LanceSink(Sink):
         table = self._table
         if table is None:
             table = self._create(rows, vectors.shape[1])
+        self._keep_ids_unique(table)
         merge = table.merge_insert(self.id).when_matched_update_all().when_not_matched_insert_all()
         merge.execute(self._fitting(rows, table.schema))
 
@@ -69,13 +87,15 @@ class LanceSink(Sink):
         """Replace metadata; the vectors are read and written back."""
         table = self._table
         where = _among(self.id, [entry.id for entry in entries])
-        stored = self._rows(where, [self.vector], limit=len(entries))
+        stored = self._rows(where, [self.vector], limit=None)
         vectors = {row[self.id]: row[self.vector] for row in stored}
         rows = [{**self._row(entry), self.vector: vectors[entry.id]} for entry in entries]
         table.merge_insert(self.id).when_matched_update_all().execute(self._fitting(rows, table.schema))
 
     def pages(self, source: str | None) -> Pages:
         """Return ids and metadata of what the table holds of a source, or of all with None."""
+        if self._table is None:
+            return
         keys = [field.name for field in self._table.schema.field("metadata").type]
         quoted = "" if source is None else _quoted(source)
         where = " OR ".join(f"metadata.`{key}` = {quoted}" for key in self.framework.source_keys if key in keys)
@@ -86,15 +106,44 @@ class LanceSink(Sink):
 
     def delete(self, ids: list[str]) -> None:
         """Take documents out."""
-        self._table.delete(_among(self.id, ids))
+        if (table := self._table) is not None:
+            table.delete(_among(self.id, ids))
 
     @property
     def _table(self) -> Any:
         return open_lance_table(self.store)
 
-    def _rows(self, where: str | None, columns: list[str], limit: int = PAGE, offset: int = 0) -> list[dict[str, Any]]:
-        query = self._table.search().select([self.id, *columns]).limit(limit).offset(offset)
+    def _rows(
+        self, where: str | None, columns: list[str], limit: int | None = PAGE, offset: int = 0
+    ) -> list[dict[str, Any]]:
+        query = self._table.search().select([self.id, *columns]).with_row_id(True).limit(limit).offset(offset)
         return list((query.where(where) if where else query).to_list())
+
+    def _healed(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave one row an id, the latest, in the table too: writers without a key have put some there twice."""
+        latest = {row[self.id]: row for row in sorted(rows, key=lambda row: int(row["_rowid"]))}
+        if surplus := [row for row in rows if row is not latest[row[self.id]]]:
+            numbers = ", ".join(str(row["_rowid"]) for row in surplus)
+            # Rows are numbered anew when somebody compacts the table: then this finds nothing, and the next run does.
+            self._table.delete(f"{_among(self.id, [row[self.id] for row in surplus])} AND _rowid IN ({numbers})")
+            logger.info("%d rows of the LanceDB table, whose ids are there once more, are deleted", len(surplus))
+        return list(latest.values())
+
+    def _keep_ids_unique(self, table: Any) -> None:
+        """Make the ids the table's key: LanceDB then sees that two writers add the same one, which it else does not."""
+        if self._has_key or any(key.startswith(_KEY) for field in table.schema for key in field.metadata or ()):
+            self._has_key = True
+            return
+        try:
+            if table.schema.field(self.id).nullable:
+                table.alter_columns({"path": self.id, "nullable": False})
+            table.set_unenforced_primary_key(self.id)
+        except (ValueError, NotImplementedError) as error:
+            logger.warning(
+                "The ids of this LanceDB table cannot be made its key (%s): fill it from one process at a time, or two "
+                "may add the same document.", error,
+            )  # fmt: skip
+        self._has_key = True
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         text, metadata = self.framework.row(entry, with_text=True)
@@ -102,15 +151,19 @@ class LanceSink(Sink):
         return row | ({self.parent: entry.document.ref_doc_id} if self.parent else {})
 
     def _create(self, rows: list[dict[str, Any]], width: int) -> Any:
-        """Make an empty table with the fingerprint, so that no document is ever there without it."""
+        """Make an empty table."""
         always = {"source": "", HASH_KEY: ""}
         inferred = pa.Table.from_pylist([{**row, "metadata": {**always, **row["metadata"]}} for row in rows]).schema
         vector = pa.field(self.vector, pa.list_(pa.float32(), width))
         schema = inferred.set(inferred.get_field_index(self.vector), vector)
-        self.store._table = self.store._connection.create_table(self.store._table_name, schema=schema)  # noqa: SLF001
-        if self.fingerprint is not None:
-            super().guard(self.fingerprint, force=True)
-        return self._table
+        schema = schema.set(schema.get_field_index(self.id), pa.field(self.id, pa.string(), False, {_KEY: b"true"}))
+        connection, name = self.store._connection, self.store._table_name  # noqa: SLF001 - they have no public names
+        try:
+            table = connection.create_table(name, schema=schema)
+        except ValueError:
+            table = connection.open_table(name)  # another writer was faster
+        self.store._table = table  # noqa: SLF001
+        return table
 
     def _fitting(self, rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
         """Rows of a table's own type.

@@ -1,10 +1,14 @@
 """LangChain's vector stores: any of them, and those in memory."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import Pages, Sink, dense, in_pages
+from bge_integrations.populate.sinks.guard import Sample, faiss_vector
 
 
 class LangChainSink(Sink):
@@ -24,6 +28,11 @@ class InMemorySink(LangChainSink):
 
     takes_metadata_alone = True
     lists = True
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the store holds."""
+        rows = islice(self.store.store.items(), count)
+        return [Sample(name, row["text"], np.asarray(row["vector"], np.float32)) for name, row in rows]
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
         """Replace metadata."""
@@ -45,6 +54,17 @@ class FaissSink(LangChainSink):
 
     takes_metadata_alone = True
     lists = True
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the store was made with `normalize_L2=True`."""
+        return bool(self.store._normalize_L2)  # noqa: SLF001 - it has no public name
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the store holds."""
+        names = dict(islice(self.store.index_to_docstore_id.items(), count))
+        texts = {found.id: found.page_content for found in self.store.get_by_ids(list(names.values()))}
+        return [Sample(name, texts.get(name), faiss_vector(self.store.index, row)) for row, name in names.items()]
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
         """Insert documents with their embeddings, once those that they replace are out."""

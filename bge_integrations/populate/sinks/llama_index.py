@@ -1,16 +1,21 @@
 """LlamaIndex's vector stores without a sink of their own, and indexes that keep their nodes in a docstore."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
+import numpy as np
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import MetadataMode
+from numpy.typing import NDArray
 
+from bge_integrations.embed.places import find_chroma_collection, is_a
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.nodes import with_vectors
 from bge_integrations.populate.sinks.base import Pages, Sink, dense, in_pages
+from bge_integrations.populate.sinks.guard import Sample, faiss_vector
 
 
 class NodeSink(Sink):
@@ -32,6 +37,10 @@ class SimpleSink(NodeSink):
     """LlamaIndex's `SimpleVectorStore` by itself: vectors and metadata, no texts."""
 
     lists = True
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the store holds: vectors alone."""
+        return [Sample(name, None, _vector(vector)) for name, vector in islice(_simple(self.store).items(), count)]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the store holds of `ids`."""
@@ -61,6 +70,14 @@ class IndexSink(Sink):
         super().__init__(index, framework, embedder)
         self.index = index
         self._inside = set(index.index_struct.nodes_dict.values())  # the docstore may hold more
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the index holds; vectors, where its vector store is FAISS, Chroma or the simple one."""
+        names = dict(islice(self.index.index_struct.nodes_dict.items(), count))  # by the vector store's own ids
+        held, vectors = self.look_up(list(names.values())), _vectors(self.index.vector_store, list(names))
+        return [
+            Sample(name, held[name].text if name in held else None, vectors.get(row)) for row, name in names.items()
+        ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the index holds of `ids`."""
@@ -102,3 +119,24 @@ class IndexSink(Sink):
                 f"first with id {ids[0]}. Build the index anew, or take a store that deletes, such as Chroma."
             ) from error
         self._inside.difference_update(ids)
+
+
+def _vectors(store: Any, rows: list[str]) -> dict[str, NDArray[np.float32]]:
+    """The vectors that a vector store keeps under its own ids, where it can be asked for them."""
+    if is_a(store, "SimpleVectorStore"):
+        return {row: _vector(_simple(store)[row]) for row in rows if row in _simple(store)}
+    if is_a(store, "FaissVectorStore"):
+        found = ((row, faiss_vector(store.client, int(row))) for row in rows)
+        return {row: vector for row, vector in found if vector is not None}
+    if (collection := find_chroma_collection(store)) is not None:
+        kept = collection.get(ids=rows, include=["embeddings"])
+        return {row: _vector(vector) for row, vector in zip(kept["ids"], kept["embeddings"], strict=True)}
+    return {}
+
+
+def _simple(store: Any) -> dict[str, list[float]]:
+    return store.data.embedding_dict  # type: ignore[no-any-return]
+
+
+def _vector(numbers: Any) -> NDArray[np.float32]:
+    return np.asarray(numbers, np.float32)

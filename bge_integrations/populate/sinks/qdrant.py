@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from bge_integrations.embed.collection import HASH_KEY
@@ -14,6 +16,7 @@ from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
+from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.populate.writing import patiently
 
 ID_KEY = "bge_integrations:id"
@@ -48,15 +51,8 @@ class QdrantSink(Sink):
         self.name: str = store.collection_name
         self.text_key = text_key
         self.metadata_key = metadata_key
-        self.fingerprint: str | None = None
         if not is_local(self.client):
             self.max_writers = sys.maxsize
-
-    def guard(self, fingerprint: str, *, force: bool) -> None:
-        """Refuse another model than the one that filled the collection, and keep the model's fingerprint with it."""
-        super().guard(fingerprint, force=force)
-        if not self.client.collection_exists(self.name):
-            self.fingerprint = fingerprint
 
     def identify(self, document: Any, position: int) -> Entry:
         """Give a document the identity under which Qdrant keeps it."""
@@ -70,6 +66,21 @@ class QdrantSink(Sink):
         kept = entry.document.model_copy(update={"metadata": {**entry.document.metadata, **changes}})
         return replace(entry, id=document_id, document=kept, content_hash=kept.metadata[HASH_KEY])
 
+    @property
+    def normalises(self) -> bool:
+        """Whether vectors get the length 1: with Qdrant's cosine distance."""
+        return self.client.collection_exists(self.name) and self._params.distance == models.Distance.COSINE
+
+    def sample(self, count: int) -> list[Sample]:
+        """Return some of what the collection holds."""
+        if not self.client.collection_exists(self.name):
+            return []
+        points, _ = self.client.scroll(self.name, limit=count, with_payload=True, with_vectors=True)
+        return [
+            Sample(str(point.id), self._held(point.payload or {}).text, self._dense_of(point.vector))
+            for point in points
+        ]
+
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the collection holds of `ids`."""
         if not self.client.collection_exists(self.name):
@@ -78,12 +89,14 @@ class QdrantSink(Sink):
         return {str(point.id): self._held(point.payload or {}) for point in found}
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:  # noqa: ARG002
-        """Insert or replace documents with their embeddings."""
-        if self.fingerprint is not None:  # LlamaIndex makes a collection when it knows the width of a vector
-            self.store._create_collection(self.name, dense(embeddings).shape[1])  # noqa: SLF001
-            super().guard(self.fingerprint, force=True)
-            self.fingerprint = None
-        self.framework.add(self.store, entries, embeddings)
+        """Insert or replace documents with their embeddings.
+
+        Raises:
+            LookupError: There is no such collection, and LangChain's store does not make one.
+        """
+        if not self.client.collection_exists(self.name):
+            self._create(entries, embeddings)
+        self.framework.add(self.store, entries, None if embeddings is None else dense(embeddings))
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
         """Replace metadata."""
@@ -102,7 +115,7 @@ class QdrantSink(Sink):
         """Return ids and metadata of what the collection holds of a source, or of all with None."""
         where = self._of(source) if source is not None else None
         offset = None
-        while True:
+        while self.client.collection_exists(self.name):
             points, offset = patiently(partial(self.client.scroll, self.name, where, limit=PAGE, offset=offset))
             yield [(str(point.id), self._held(point.payload or {}).metadata) for point in points]
             if offset is None:
@@ -110,7 +123,32 @@ class QdrantSink(Sink):
 
     def delete(self, ids: list[str]) -> None:
         """Take documents out."""
-        self.client.delete(self.name, points_selector=list(ids))
+        if self.client.collection_exists(self.name):
+            self.client.delete(self.name, points_selector=list(ids))
+
+    def _create(self, entries: list[Entry], embeddings: Any) -> None:
+        """Make the collection as the store does; LlamaIndex's remembers one that has been deleted since."""
+        if not hasattr(self.store, "_create_collection"):
+            raise LookupError(
+                f"There is no Qdrant collection {self.name!r} for {len(entries)} documents. Make it, with "
+                "client.create_collection(...) or QdrantVectorStore.construct_instance(...), and open the store again."
+            )
+        self.store._create_collection(self.name, dense(embeddings).shape[1])  # noqa: SLF001
+
+    @property
+    def _vector_name(self) -> str:
+        own = "vector_name" if hasattr(self.store, "vector_name") else "dense_vector_name"  # LangChain's, LlamaIndex's
+        return str(getattr(self.store, own))
+
+    @property
+    def _params(self) -> Any:
+        """The settings of the dense vectors, which have a name or are the only ones."""
+        params = self.client.get_collection(self.name).config.params.vectors
+        return params.get(self._vector_name) if isinstance(params, dict) else params
+
+    def _dense_of(self, vectors: Any) -> NDArray[np.float32] | None:
+        vector = vectors.get(self._vector_name) if isinstance(vectors, dict) else vectors
+        return None if vector is None else np.asarray(vector, np.float32)
 
     def _held(self, payload: dict[str, Any]) -> Held:
         text = payload.get(self.text_key) if self.text_key else None

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.embed.lists import to_lists
 from bge_integrations.embed.places import is_a
-from bge_integrations.errors import FingerprintMismatchError
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.record import Record, Row
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
+from bge_integrations.populate.sinks.guard import Sample
 
 
 class RecordedSink(Sink):
@@ -35,16 +37,23 @@ class RecordedSink(Sink):
                 "the file to fill the store anew."
             )
 
-    def guard(self, fingerprint: str, *, force: bool) -> None:
-        """Refuse another model than the one that filled the store, and keep the model's fingerprint in the record."""
+    def read_fingerprint(self) -> str | None:
+        """Return the fingerprint that is kept in the record."""
         kept = self.record.fact("fingerprint")
-        if kept not in (None, fingerprint) and not force:
-            raise FingerprintMismatchError(
-                f"This store was filled by a model with the fingerprint {kept}; the model given has {fingerprint}. "
-                "Vectors of two models cannot be compared: use the model that filled it, or fill a new store."
-            )
+        return kept if isinstance(kept, str) else super().read_fingerprint()
+
+    def write_fingerprint(self, fingerprint: str) -> None:
+        """Keep a fingerprint in the record, and with the store."""
         self.record.note("fingerprint", fingerprint)
-        super().guard(fingerprint, force=force)
+        super().write_fingerprint(fingerprint)
+
+    def sample(self, count: int) -> list[Sample]:  # noqa: ARG002 - the record has one
+        """Return what was written last."""
+        last = self.record.fact("last")
+        if last is None:
+            return []
+        vector = None if last["vector"] is None else np.asarray(last["vector"], np.float32)
+        return [Sample(last["id"], last["text"], vector)]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
         """Return what the record has of `ids`."""

@@ -1,0 +1,164 @@
+"""Whose vectors a store holds, and when a model's fingerprint is kept with it.
+
+A fingerprint says that the vectors beside it are one model's. So it is written when a store has taken vectors of that
+model, never before, and a store that holds vectors without one is believed only what its own vectors show.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_integrations.embed.collection import refuse_another
+from bge_integrations.errors import FingerprintMismatchError
+from bge_integrations.populate.embedding import Core
+from bge_integrations.types import M3Embeddings
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 64
+"""Documents that a store without a fingerprint is asked for."""
+
+_TEXTS = 4
+"""Texts among them, the shortest ones, that are embedded again."""
+
+_TOLERANCE = 0.1
+"""How far two vectors may be apart, as a part of their length, and still be one text's of one model.
+
+In bfloat16, on another machine, or kept in 8 bits, a vector moves by 0.05 at most; models of one family differ by more
+than 0.3.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a store holds under one id; text or vector are None where it does not tell.
+
+    Attributes:
+        id: The document's id.
+        text: What the vector was made of.
+        vector: The vector as the store keeps it, float32 (dim,).
+    """
+
+    id: str
+    text: str | None
+    vector: NDArray[np.float32] | None
+
+
+class Guarded(Protocol):
+    """A store with a place for a fingerprint."""
+
+    @property
+    def normalises(self) -> bool:
+        """Whether vectors get the length 1 in the store."""
+
+    def read_fingerprint(self) -> str | None:
+        """What is kept with the store."""
+
+    def write_fingerprint(self, fingerprint: str) -> None:
+        """Keep a fingerprint with the store."""
+
+    def sample(self, count: int) -> list[Sample]:
+        """Some of what the store holds; empty where it holds nothing."""
+
+
+class Guard:
+    """The fingerprint of a run's model, on its way to the store that the run fills.
+
+    Args:
+        store: The store.
+        core: The model.
+        force: Fill what another model has filled.
+
+    Raises:
+        FingerprintMismatchError: Another model filled the store: its fingerprint says so, or its vectors do.
+    """
+
+    def __init__(self, store: Guarded, core: Core, *, force: bool) -> None:
+        self._store = store
+        self._fingerprint = core.fingerprint
+        self._force = force
+        self._may_claim = True
+        kept = store.read_fingerprint()
+        if not force:
+            refuse_another(kept, self._fingerprint)
+        self._is_kept = kept == self._fingerprint
+        if kept is None and not force and (held := store.sample(SAMPLE)):
+            self._adopt(held, core)
+
+    def claim(self) -> None:
+        """Keep the fingerprint, once the store has taken vectors of the model.
+
+        Raises:
+            FingerprintMismatchError: Another model has filled the store since the run began.
+        """
+        if self._is_kept or not self._may_claim:
+            return
+        kept = self._store.read_fingerprint()
+        if not self._force:
+            refuse_another(kept, self._fingerprint)
+        if kept != self._fingerprint:
+            self._store.write_fingerprint(self._fingerprint)
+        self._is_kept = True
+
+    def settle(self) -> None:
+        """At the end of a run, see that the store is still this model's.
+
+        With `force` the store is the model's from now on, also where there was nothing to add.
+
+        Raises:
+            FingerprintMismatchError: Another model has filled the store at the same time.
+        """
+        if self._is_kept:
+            refuse_another(self._store.read_fingerprint(), self._fingerprint)
+        elif self._force and self._store.sample(1):
+            self.claim()
+
+    def _adopt(self, held: Sequence[Sample], core: Core) -> None:
+        """Take a store without a fingerprint for the model's own where its vectors are those of the model."""
+        known = [(one, one.vector) for one in held if one.vector is not None]
+        wide = [one for one, vector in known if vector.shape != (core.dim,)]
+        texts = sorted((len(one.text), one.text, index) for index, (one, _) in enumerate(known) if one.text)[:_TEXTS]
+        if texts and not wide:
+            computed = _dense(core.encode_documents([text for _, text, _ in texts]))
+            pairs = zip((known[index] for _, _, index in texts), computed, strict=True)
+            other = [one for (one, vector), again in pairs if not _alike(vector, again, self._store.normalises)]
+        else:
+            other = wide
+        if other:
+            raise FingerprintMismatchError(
+                f"This collection has no fingerprint, and its vectors are not those of {core.model}: that of document "
+                f"{other[0].id} is another one when its text is embedded again ({len(other)} of "
+                f"{len(wide or texts)} differ). Another model filled it, or the same with other settings: take that "
+                "one, or fill a new collection; force=True fills this one all the same."
+            )
+        if texts:
+            self.claim()
+            return
+        self._may_claim = False
+        logger.warning(
+            "This collection holds vectors, and neither a fingerprint nor texts that would tell which model made them: "
+            "it is filled, but nothing guards it against another model than %s.",
+            core.model,
+        )
+
+
+def faiss_vector(index: Any, row: int) -> NDArray[np.float32] | None:
+    """Give a vector of a FAISS index; None where that kind of index cannot."""
+    try:
+        return np.asarray(index.reconstruct(row), np.float32)
+    except RuntimeError:
+        return None
+
+
+def _alike(stored: NDArray[np.float32], computed: NDArray[np.float32], normalised: bool) -> bool:
+    length = float(np.linalg.norm(computed))
+    expected = computed / length if normalised and length else computed
+    return bool(np.linalg.norm(stored - expected) <= _TOLERANCE * np.linalg.norm(expected))
+
+
+def _dense(embeddings: Any) -> NDArray[np.float32]:
+    return np.asarray(embeddings.dense if isinstance(embeddings, M3Embeddings) else embeddings, np.float32)
