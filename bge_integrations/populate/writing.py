@@ -1,5 +1,6 @@
 """What a store's errors mean: it is away and asked again, nothing will be taken, or a document may be at fault."""
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ _ABOUT_CONTENT = (400, 413, 414, 422)
 """HTTP statuses that may be about what was sent; others, such as 401, are about who sends it, or about the server."""
 _UNAVAILABLE = ("08", "40", "53", "55", "57")
 """Classes of SQLSTATE: connection, a conflict rolled back, resources, locks, what an operator does (a restart)."""
+_OVERTAKEN = re.compile("[Ii]ncompatible transaction|[Cc]ommit conflict|[Tt]oo many concurrent writ")
+"""What LanceDB says when another writer's commit came first; it has no class of errors for that."""
 _BROKEN = ("InternalError",)
 """Classes of errors that mean that the store itself is in trouble, as does an HTTP status from 500 on."""
 _ENDS = (MemoryError, ImportError, NotImplementedError, CancelledError)
@@ -85,7 +88,8 @@ def ends_run(error: Exception) -> bool:
 
 
 def _is_away(error: BaseException) -> bool:
-    return is_a(error, *_AWAY) or _status(error) in _BUSY or _is_unavailable(error)
+    names_it = is_a(error, *_AWAY) or _OVERTAKEN.search(str(error)) is not None
+    return names_it or _status(error) in _BUSY or _is_unavailable(error)
 
 
 def _status(error: BaseException) -> int:
