@@ -6,11 +6,11 @@ import os
 import threading
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
-from uuid import uuid4
+from typing import Any, BinaryIO, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 
 from bge_integrations.errors import FingerprintMismatchError
 from bge_integrations.types import SparseEmbedding
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _SPARE_ROWS = 1024
 """Rows of deleted documents that are kept in any case, so that small indexes are not made anew at each change."""
@@ -158,6 +163,11 @@ class SparseIndex:
                 f"{fingerprint}. Use the model that filled it, or fill a new index."
             )
 
+    def ids(self) -> list[str]:
+        """The ids of all documents."""
+        with self._lock:
+            return list(self._rows)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -165,17 +175,24 @@ class SparseIndex:
         return document_id in self._rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one `.npz` file, whole or not at all: a file that is there stays until the new one is complete."""
+        """Write one `.npz` file, whole or not at all: a file that is there stays until the new one is complete.
+
+        The new one is made beside it under one hidden name, by one process at a time; what a killed process left there
+        is overwritten.
+        """
         path = Path(path)
-        new = path.with_name(f"{path.name}.{uuid4().hex}")
-        try:
-            with new.open("xb") as file:
+        new = path.with_name(f".{path.name}.part")
+        with _alone_in(new) as file:
+            try:
                 np.savez(file, **self._to_arrays())
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+                if fcntl is None:
+                    file.close()  # Windows renames no open file
+                new.replace(path)
+            except BaseException:
+                new.unlink(missing_ok=True)
+                raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -242,6 +259,27 @@ class SparseIndex:
         self._rows = {document_id: row for row, document_id in enumerate(self._ids)}
         self._digests = array("Q", np.array(self._digests)[alive].tobytes())
         self._alive = array("B", [1]) * len(self._ids)
+
+
+@contextmanager
+def _alone_in(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing from its start, once nobody else is at it."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_file_at(path, file):
+                    continue  # whoever was at it has moved it to its place
+            file.truncate()
+            yield file
+            return
+
+
+def _is_file_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _digest(text: str) -> int:

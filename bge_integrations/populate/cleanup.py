@@ -59,11 +59,13 @@ def delete_stale(sink: Sink, cleanup: Cleanup, seen: Seen, failed: Iterable[Fail
         sources = [source for source in seen.sources() if source not in incomplete]
     deleted = 0
     for source in sources:
-        stale = [document_id for page in _pages(sink, source, incomplete) for document_id in seen.lacks(page)]
+        found = (document_id for page in _pages(sink, source, incomplete) for document_id in seen.lacks(page))
+        stale = list(dict.fromkeys(found))
         for start in range(0, len(stale), PAGE):
             part = stale[start : start + PAGE]
             patiently(lambda part=part: sink.delete(part))  # type: ignore[misc]
         deleted += len(stale)
+    sink.reconcile()
     return deleted
 
 

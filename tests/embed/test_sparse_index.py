@@ -3,7 +3,10 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,6 +122,31 @@ def test_a_save_that_fails_leaves_the_old_file(index, tmp_path, monkeypatch):
         index.save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["index.npz"]
+
+
+def test_a_killed_save_leaves_nothing_that_stays(index, tmp_path):
+    path = tmp_path / "index.npz"
+    index.save(path)
+    before = path.read_bytes()
+    code = (
+        "import os, sys; from bge_integrations.embed.sparse_index import SparseIndex\n"
+        "os.fsync = lambda _: os._exit(9); SparseIndex('f').save(sys.argv[1])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    assert path.read_bytes() == before
+    index.save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index.npz"]
+    assert SparseIndex.load(path).ids() == index.ids()
+
+
+def test_many_save_to_one_file(tmp_path):
+    indexes = [SparseIndex() for _ in range(8)]
+    for number, one in enumerate(indexes):
+        one.add([f"{number}-{row}" for row in range(50)], [sparse({row: 1.0}) for row in range(50)])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda one: one.save(tmp_path / "index.npz"), indexes * 3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index.npz"]
+    assert SparseIndex.load(tmp_path / "index.npz").ids() in [one.ids() for one in indexes]
 
 
 def test_another_file_is_refused(tmp_path):

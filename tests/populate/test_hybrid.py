@@ -126,6 +126,22 @@ def test_an_index_saved_before_a_change_is_brought_up_to_date(
     assert_filled(store, old, embedder)
 
 
+@pytest.mark.parametrize("cleanup", ["source", "full"])
+def test_what_a_killed_run_deleted_goes_from_the_index_too(
+    store: Chroma, index: SparseIndex, embedder: BgeM3Embedder, tmp_path: Path, cleanup: Any
+) -> None:
+    def fill(index: SparseIndex, documents: list[Document]) -> int:
+        return populate(store, documents, embedder=embedder, sparse_index=index, cleanup=cleanup).deleted
+
+    fill(index, DOCUMENTS)
+    index.save(tmp_path / "old.npz")
+    assert fill(index, DOCUMENTS[:10]) == 10
+    old = SparseIndex.load(tmp_path / "old.npz")
+    assert len(old) == 20
+    assert fill(old, DOCUMENTS[:10]) == 0
+    assert_filled(store, old, embedder)
+
+
 def test_interrupted_run_is_resumed(store: Chroma, index: SparseIndex, embedder: BgeM3Embedder) -> None:
     def broken() -> Iterator[Document]:
         yield from DOCUMENTS[:13]
