@@ -12,9 +12,10 @@ from langchain_chroma import Chroma
 from langchain_community.docstore.in_memory import InMemoryDocstore
 from langchain_community.vectorstores import FAISS, LanceDB
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_qdrant import QdrantVectorStore
-from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
 from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore, VectorStoreQuery
 from llama_index.vector_stores.chroma import ChromaVectorStore
@@ -28,16 +29,18 @@ from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.llama_index import BgeEmbedding
 
 DIM = 32
+DURABLE = ("chroma", "lancedb", "qdrant")
 
 
 @dataclass
 class Bench:
-    """One store on disk or in memory, opened again and again with one model."""
+    """One store on disk or in memory, opened again and again with one model, or with somebody else's: None."""
 
     name: str
     folder: Path
-    model: str
+    model: str | None
     cache: ModelCache
+    like: str | None = None
 
     def __post_init__(self) -> None:
         self.qdrant: QdrantClient | None = None
@@ -49,22 +52,26 @@ class Bench:
 
     @property
     def is_durable(self) -> bool:
-        return any(kind in self.name for kind in ("chroma", "lancedb", "qdrant"))
+        return any(kind in self.name for kind in DURABLE)
 
     @property
     def deletes(self) -> bool:
         return "llama_index faiss" not in self.name
 
-    def open(self, model: str) -> Any:
+    def open(self, model: str | None) -> Any:
         """The store, made anew over what is on disk; one in memory is empty."""
         if self.qdrant is not None:
             self.qdrant.close()
-        embeddings: Any = (BgeEmbedding if self.is_llama_index else BgeEmbeddings)(
-            **{"model_name" if self.is_llama_index else "model": model}, cache=self.cache
-        )
-        self.store = STORES[self.name](self, embeddings)
-        self.embeddings = embeddings
+        self.embeddings = self.make_embeddings(model)
+        self.store = STORES[self.name](self, self.embeddings)
         return self.store
+
+    def make_embeddings(self, model: str | None) -> Any:
+        if model is None:
+            return MockEmbedding(DIM) if self.is_llama_index else DeterministicFakeEmbedding(size=DIM)
+        if self.is_llama_index:
+            return BgeEmbedding(model_name=model, cache=self.cache, like=self.like)
+        return BgeEmbeddings(model=model, cache=self.cache, like=self.like)
 
     def give(self, model: str) -> None:
         """Another model to the store, with all that it holds."""
@@ -75,6 +82,15 @@ class Bench:
             for name in ("embedding", "embedding_function", "_embed_model"):
                 if hasattr(store, name):
                     setattr(store, name, self.embeddings)
+
+    def drop(self) -> None:
+        """Take the collection or table away, behind the store's back."""
+        if self.qdrant is not None:
+            self.qdrant.delete_collection("notes")
+        elif "chroma" in self.name:
+            PersistentClient(str(self.folder / "chroma")).delete_collection("notes")
+        else:
+            lancedb.connect(str(self.folder / "lance")).drop_all_tables()
 
     def client(self) -> QdrantClient:
         """Qdrant's local mode, which one client at a time opens."""

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import tiny
-from stores import STORES, Bench
+from chromadb.errors import ChromaError
+from stores import DURABLE, STORES, Bench
 
 from bge_integrations import FingerprintMismatchError, ModelCache
 from bge_integrations.embed.collection import read_fingerprint
+from bge_integrations.embed.m3 import BgeM3Embedder
+from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate import PopulateReport, populate
 
 TEXTS = [f"Text number {n} is about {animal}." for n, animal in enumerate(["pandas", "bears", "bread"] * 5)]
@@ -116,3 +119,66 @@ def test_another_model_is_refused(bench: Bench, tmp_path: Path) -> None:
     assert read_fingerprint(bench.store) == kept
     run(bench, documents, force=True)
     assert read_fingerprint(bench.store) == bench.embeddings.embedder.fingerprint
+
+
+def promises(bench: Bench, **options: object) -> None:
+    """What holds whoever computes the vectors."""
+
+    def run_with(*documents: object, **more: object) -> tuple[int, int, int, int, int]:
+        return counts(populate(bench.store, documents, **{**bench.given(), **options, **more}))
+
+    first = [bench.document(text, "a.md") for text in TEXTS[:5]]
+    own = bench.document("Pandas eat bamboo.", "b.md", OWN)
+    assert run_with(*first, own, batch_size=4) == (6, 0, 0, 0, 6)
+    assert run_with(*first, own) == (0, 0, 6, 0, 0)
+    if bench.deletes:
+        changed = bench.document("Bread needs flour.", "b.md", OWN)
+        assert run_with(*first[:3], changed, cleanup="full") == (0, 1, 3, 2, 1)
+        assert len(bench.find(TEXTS[0], k=9)) == 4
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_anybodys_embeddings(name: str, tmp_path: Path, cache: ModelCache) -> None:
+    bench = Bench(name, tmp_path, None, cache)
+    promises(bench)
+    assert read_fingerprint(bench.store) is None
+    bench.close()
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_sparse_index_beside_it(name: str, tmp_path: Path, m3: Path, cache: ModelCache) -> None:
+    bench, index = Bench(name, tmp_path, str(m3), cache, like="BAAI/bge-m3"), SparseIndex()
+    embedder = BgeM3Embedder(str(m3), like="BAAI/bge-m3", cache=cache)
+    promises(bench, embedder=embedder, sparse_index=index)
+    assert len(index) == (4 if bench.deletes else 6)
+    assert read_fingerprint(bench.store) == embedder.with_outputs("dense").fingerprint
+    bench.close()
+
+
+@pytest.mark.parametrize("kind", ["source", "full"])
+def test_there_is_nothing_to_clean_up(bench: Bench, kind: str) -> None:
+    assert counts(run(bench, [], cleanup=kind)) == (0, 0, 0, 0, 0)
+    assert counts(run(bench, [bench.document(TEXTS[0], "a.md")], cleanup=kind)) == (1, 0, 0, 0, 1)
+    if bench.deletes:
+        assert run(bench, [], cleanup="full").deleted == 1
+        assert run(bench, [], cleanup=kind).deleted == 0
+
+
+GONE = {"langchain qdrant": LookupError, "langchain chroma": ChromaError, "llama_index chroma": ChromaError}
+
+
+@pytest.mark.parametrize("name", [name for name in STORES if any(kind in name for kind in DURABLE)])
+def test_deleted_while_it_is_open(name: str, tmp_path: Path, bert_embedder: Path, cache: ModelCache) -> None:
+    bench = Bench(name, tmp_path, str(bert_embedder), cache)
+    document = bench.document(TEXTS[0], "a.md")
+    run(bench, [document])
+    bench.drop()
+    refused = GONE.get(name.removesuffix(" alone"))
+    if refused is None:
+        assert counts(run(bench, [], cleanup="full")) == (0, 0, 0, 0, 0)
+        assert counts(run(bench, [document])) == (1, 0, 0, 0, 1)
+        assert read_fingerprint(bench.store) == bench.embeddings.embedder.fingerprint
+    else:
+        with pytest.raises(refused):
+            run(bench, [document])
+    bench.close()
