@@ -35,7 +35,8 @@ def write_fingerprint(store: object, fingerprint: str) -> None:
         store: As in `read_fingerprint`; a store that has no place for a fingerprint is left as it is.
         fingerprint: `BgeEmbedder.fingerprint` of the model that fills the store.
     """
-    if place := find_place(store):
+    place = find_place(store)
+    if place and place.read() != fingerprint:
         place.write(fingerprint)
 
 

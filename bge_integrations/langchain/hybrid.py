@@ -114,10 +114,11 @@ class HybridRetriever(BaseRetriever):
         ids, texts = _ids(documents, ids), texts_of(documents)
         if not ids:
             return []
-        fingerprint = self._claim()
+        self._check_models()
         embeddings = self._both.encode_documents(texts)
         with replaying(self.vector_store, Replay(texts, embeddings)) as store:
             ids = store.add_documents(list(documents), ids=ids)
+        fingerprint = self._claim()
         self.sparse_index.add(ids, embeddings.sparse or [], fingerprint, texts)
         return ids
 
@@ -126,10 +127,11 @@ class HybridRetriever(BaseRetriever):
         ids, texts = _ids(documents, ids), texts_of(documents)
         if not ids:
             return []
-        fingerprint = await asyncio.to_thread(self._claim)
+        await asyncio.to_thread(self._check_models)
         embeddings = await self._both.aencode_documents(texts)
         with replaying(self.vector_store, await asyncio.to_thread(Replay, texts, embeddings)) as store:
             ids = await store.aadd_documents(list(documents), ids=ids)
+        fingerprint = await asyncio.to_thread(self._claim)
         await asyncio.to_thread(self.sparse_index.add, ids, embeddings.sparse or [], fingerprint, texts)
         return ids
 
@@ -257,8 +259,7 @@ class HybridRetriever(BaseRetriever):
         self._checked = parts
 
     def _claim(self) -> str:
-        """Check the models, keep their fingerprint with the store, and return that for the sparse index."""
-        self._check_models()
+        """Keep the dense model's fingerprint with the store, which has taken its vectors; give the sparse one's."""
         write_fingerprint(self.vector_store, self.embedder.with_outputs("dense").fingerprint)
         return self.embedder.with_outputs("sparse").fingerprint
 

@@ -110,20 +110,22 @@ class HybridRetriever(BaseRetriever):
                 replaces ids that it has; whether the store does is its own affair.
             show_progress: Show a bar.
         """
-        fingerprint = self._claim()
+        self._check_models()
         for batch in iter_batch(nodes, _INSERT_BATCH):
             ids, texts = [node.node_id for node in batch], _texts(batch)
             embeddings = self.embedder.encode_documents(texts, show_progress)
             self.index.insert_nodes(_embedded(batch, embeddings))
+            fingerprint = self._claim()
             self.sparse_index.add(ids, embeddings.sparse or [], fingerprint, texts)
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> None:
         """As `insert_nodes`, off the event loop as far as the store allows."""
-        fingerprint = await asyncio.to_thread(self._claim)
+        await asyncio.to_thread(self._check_models)
         for batch in iter_batch(nodes, _INSERT_BATCH):
             ids, texts = [node.node_id for node in batch], _texts(batch)
             embeddings = await self.embedder.aencode_documents(texts, show_progress)
             await self.index.ainsert_nodes(await asyncio.to_thread(_embedded, batch, embeddings))
+            fingerprint = await asyncio.to_thread(self._claim)
             await asyncio.to_thread(self.sparse_index.add, ids, embeddings.sparse or [], fingerprint, texts)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -244,8 +246,7 @@ class HybridRetriever(BaseRetriever):
         self._is_checked = True
 
     def _claim(self) -> str:
-        """Check the models and keep the dense one's fingerprint with the store; gives the sparse one's."""
-        self._check_models()
+        """Keep the dense model's fingerprint with the store, which has taken its vectors; give the sparse one's."""
         write_fingerprint(self.index.vector_store, self.embedder.with_outputs("dense").fingerprint)
         return self._sparse_fingerprint
 

@@ -166,6 +166,7 @@ class Filling:
                 yield self.done
             if self._cleanup and self._seen:
                 self.done.deleted = delete_stale(self._sink, self._cleanup, self._seen, self.done.failed)
+            self._sink.settle()
         except BaseException as error:
             if isinstance(error, Exception) and not self._stop.is_set():
                 wait([batch.written for batch in self._under_way])

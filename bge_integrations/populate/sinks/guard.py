@@ -100,8 +100,7 @@ class Guard:
         kept = self._store.read_fingerprint()
         if not self._force:
             refuse_another(kept, self._fingerprint)
-        if kept != self._fingerprint:
-            self._store.write_fingerprint(self._fingerprint)
+        self._store.write_fingerprint(self._fingerprint)
         self._is_kept = True
 
     def settle(self) -> None:
