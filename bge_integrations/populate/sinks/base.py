@@ -55,7 +55,7 @@ class Sink:
         Raises:
             FingerprintMismatchError: Another model filled it.
         """
-        self._guard = Guard(self, core, force=force)
+        self._guard = patiently(lambda: Guard(self, core, force=force))
 
     def claim(self, written: list[Entry]) -> None:
         """Keep the model's fingerprint with the store, which has taken vectors of these documents.
@@ -63,10 +63,10 @@ class Sink:
         Raises:
             FingerprintMismatchError: Another model has filled the store meanwhile; the documents are taken out again.
         """
-        if self._guard is None or not written:
+        if (guard := self._guard) is None or not written:
             return
         try:
-            patiently(self._guard.claim)
+            patiently(lambda: guard.claim(self))
         except FingerprintMismatchError as error:
             if self.lists:
                 patiently(lambda: self.delete([entry.id for entry in written]))
@@ -82,8 +82,8 @@ class Sink:
         Raises:
             FingerprintMismatchError: Another model has filled the store at the same time.
         """
-        if self._guard is not None:
-            patiently(self._guard.settle)
+        if (guard := self._guard) is not None:
+            patiently(lambda: guard.settle(self))
 
     @property
     def normalises(self) -> bool:

@@ -28,8 +28,8 @@ _TEXTS = 4
 _TOLERANCE = 0.1
 """How far two vectors may be apart, as a part of their length, and still be one text's of one model.
 
-In bfloat16, on another machine, or kept in 8 bits, a vector moves by 0.05 at most; models of one family differ by more
-than 0.3.
+In bfloat16, or kept in 8 bits, vectors of the model that ships move by 0.01 (measured); deep models move more. A store
+that compresses vectors further than that needs `force=True`.
 """
 
 
@@ -66,7 +66,7 @@ class Guarded(Protocol):
 
 
 class Guard:
-    """The fingerprint of a run's model, on its way to the store that the run fills.
+    """The fingerprint of a run's model, on its way to the store that the run fills and that holds it.
 
     Args:
         store: The store.
@@ -78,7 +78,6 @@ class Guard:
     """
 
     def __init__(self, store: Guarded, core: Core, *, force: bool) -> None:
-        self._store = store
         self._fingerprint = core.fingerprint
         self._force = force
         self._may_claim = True
@@ -87,9 +86,9 @@ class Guard:
             refuse_another(kept, self._fingerprint)
         self._is_kept = kept == self._fingerprint
         if kept is None and not force and (held := store.sample(SAMPLE)):
-            self._adopt(held, core)
+            self._adopt(store, held, core)
 
-    def claim(self) -> None:
+    def claim(self, store: Guarded) -> None:
         """Keep the fingerprint, once the store has taken vectors of the model.
 
         Raises:
@@ -97,13 +96,13 @@ class Guard:
         """
         if self._is_kept or not self._may_claim:
             return
-        kept = self._store.read_fingerprint()
+        kept = store.read_fingerprint()
         if not self._force:
             refuse_another(kept, self._fingerprint)
-        self._store.write_fingerprint(self._fingerprint)
+        store.write_fingerprint(self._fingerprint)
         self._is_kept = True
 
-    def settle(self) -> None:
+    def settle(self, store: Guarded) -> None:
         """At the end of a run, see that the store is still this model's.
 
         With `force` the store is the model's from now on, also where there was nothing to add.
@@ -112,11 +111,11 @@ class Guard:
             FingerprintMismatchError: Another model has filled the store at the same time.
         """
         if self._is_kept:
-            refuse_another(self._store.read_fingerprint(), self._fingerprint)
-        elif self._force and self._store.sample(1):
-            self.claim()
+            refuse_another(store.read_fingerprint(), self._fingerprint)
+        elif self._force and store.sample(1):
+            self.claim(store)
 
-    def _adopt(self, held: Sequence[Sample], core: Core) -> None:
+    def _adopt(self, store: Guarded, held: Sequence[Sample], core: Core) -> None:
         """Take a store without a fingerprint for the model's own where its vectors are those of the model."""
         known = [(one, one.vector) for one in held if one.vector is not None]
         wide = [one for one, vector in known if vector.shape != (core.dim,)]
@@ -124,7 +123,7 @@ class Guard:
         if texts and not wide:
             computed = _dense(core.encode_documents([text for _, text, _ in texts]))
             pairs = zip((known[index] for _, _, index in texts), computed, strict=True)
-            other = [one for (one, vector), again in pairs if not _alike(vector, again, self._store.normalises)]
+            other = [one for (one, vector), again in pairs if not _alike(vector, again, store.normalises)]
         else:
             other = wide
         if other:
@@ -135,7 +134,7 @@ class Guard:
                 "one, or fill a new collection; force=True fills this one all the same."
             )
         if texts:
-            self.claim()
+            self.claim(store)
             return
         self._may_claim = False
         logger.warning(
