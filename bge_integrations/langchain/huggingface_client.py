@@ -65,7 +65,7 @@ class Client:
         from transformers import AutoTokenizer
 
         embedder = self._embedder({})
-        path = embedder._resolved().folder.path  # noqa: SLF001  no part of the core's public face
+        path = embedder._resolved().folder.tokenizer_path  # noqa: SLF001  no part of the core's public face
         return AutoTokenizer.from_pretrained(path, trust_remote_code=embedder.trust_remote_code)
 
     @property

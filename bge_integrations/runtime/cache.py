@@ -237,16 +237,11 @@ class ModelCache:
             self._serve(resident, resolved, prepare, outcome)
         self._residents.release(resident)
         key = resolved.key
-        if key.revision.startswith(
-            LOCAL
-        ):  # what the folder held before, or its link led to, is out of everyone's reach
-            reached = {known.key for known in list(self._known.values())}
-            self._residents.leave(
-                lambda other: (
-                    (other.model == key.model and other.revision != key.revision)
-                    or (other.revision.startswith(LOCAL) and other not in reached)
-                )
-            )
+        if key.revision.startswith(LOCAL):
+            # What the folder held before, or its link led to, is out of everyone's reach.
+            known = [resolved.key for resolved in list(self._known.values())]
+            reached = {k for k in known if k.model != key.model or k.revision == key.revision}
+            self._residents.leave(lambda other: other.revision.startswith(LOCAL) and other not in reached)
 
     def _lease(self, source: ModelSource, resolved: Resolved) -> tuple[Resolved, Resident]:
         """A leased model; what OpenVINO was taken for and cannot run, torch does."""
