@@ -146,6 +146,7 @@ def test_13_one_forward_of_bge_m3_gives_all_to_the_frameworks(m3, bert_reranker,
     embedder = BgeM3Embedder(str(m3), **arguments)
     memory = InMemoryVectorStore(BgeEmbeddings(model=str(m3), **arguments))
     hybrid = HybridRetriever(vector_store=memory, sparse_index=SparseIndex(), embedder=embedder, k=5)
+    embedder.encode_queries(["the load itself runs the model"])
     forwards = []
     handle = torch.nn.modules.module.register_module_forward_hook(
         lambda module, inputs, output: forwards.append(1) if type(module) is XLMRobertaModel else None

@@ -34,6 +34,7 @@ LIBRARIES = {
     "langchain-chroma": "cli",
     "openvino": "openvino",
     "nncf": "openvino",
+    "peft": "peft",
     "langchain-qdrant": "qdrant",
     "qdrant-client": "qdrant",
     "lancedb": "lancedb",

@@ -20,6 +20,7 @@ from bge_integrations.runtime.adapter import brought, merged, whole
 from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
 from bge_integrations.runtime.damage import refuse_damaged
 from bge_integrations.runtime.device import default_batch_tokens
+from bge_integrations.runtime.ending import is_of_shutdown
 from bge_integrations.runtime.folder import LOCAL, Folder
 from bge_integrations.runtime.resolve import openvino_failure
 from bge_integrations.runtime.source import ModelKey, Resolved
@@ -99,9 +100,7 @@ def _explained(folder: Folder) -> Iterator[None]:
     except (BgeError, MemoryError, DeviceMemoryError):
         raise
     except Exception as error:
-        import torch
-
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_of_shutdown(error) or type(error).__name__ == "OutOfMemoryError":  # torch may not even be imported
             raise
         refuse_damaged(folder)
         raise UnsupportedModelError(

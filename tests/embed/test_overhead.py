@@ -29,10 +29,11 @@ def forwards():
 def test_one_forward_a_batch(bert_embedder, cache, forwards):
     embedder = BgeEmbedder(str(bert_embedder), cache=cache, max_batch_tokens=100)
     embedder.encode_queries(LINES[:1])
-    assert len(forwards) == cache.stats()["models"][0]["batches"] == 1
+    assert cache.stats()["models"][0]["batches"] == 1
+    forwards.clear()  # those at the load prove that the model may run packed
     embedder.encode_documents(LINES)
     stats = cache.stats()["models"][0]
-    assert len(forwards) == stats["batches"]
+    assert len(forwards) == stats["batches"] - 1
     assert stats["tokens"] / 100 <= stats["batches"] - 1 < 2 * stats["tokens"] / 100 + 1
 
 

@@ -34,12 +34,10 @@ ENDINGS = {  # way: exit code, last line of stderr
 
 def run(way, folder):
     """The script's exit code, stderr, and seconds of wall and of CPU time from the middle of the call to its end."""
-    script = subprocess.Popen(
-        [sys.executable, SCRIPT, way, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    limit = threading.Timer(60, script.kill)
-    try:
+    command = [sys.executable, SCRIPT, way, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
         assert script.stdout.readline() == "now\n", script.communicate()
+        limit = threading.Timer(60, script.kill)
         limit.start()
         began, computed = time.monotonic(), sum(psutil.Process(script.pid).cpu_times()[:2])
         if way.startswith("interrupt"):
@@ -47,11 +45,9 @@ def run(way, folder):
         errors = script.stderr.read()
         _, status, usage = os.wait4(script.pid, 0)
         script.returncode = os.waitstatus_to_exitcode(status)
+        limit.cancel()
         wall = time.monotonic() - began
         return script.returncode, errors, wall, usage.ru_utime + usage.ru_stime - computed
-    finally:
-        limit.cancel()
-        script.kill()
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_statistics_are_builtins(make, bert_embedder, cache):
     make(bert_embedder, max_length=4, on_truncate="ignore").encode_documents(["a long text of many words", "a"])
     stats = cache.stats()
     (entry,) = stats.pop("models")
-    assert stats == {"loads": 1, "evictions": 0, "budget": None}
+    assert stats == {"loads": 1, "evictions": 0, "budget": None, "max_waiting": 10_000}
     assert entry["revision"].startswith("local-")
     del entry["revision"], entry["bytes"], entry["queue_depth"]
     assert entry == {
