@@ -68,6 +68,7 @@ LAWS = {
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
     "populate": law("populate embed errors types", "numpy tenacity tqdm"),
+    "populate.embedding": law("populate embed chroma errors types", "numpy"),
     "populate.nodes": law("populate embed errors types", "llama_index"),
     "populate.sinks.llama_index": law("populate embed errors types", "llama_index numpy"),
     "populate.sinks.qdrant": law("populate embed errors types", "numpy qdrant_client"),

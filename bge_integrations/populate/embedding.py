@@ -127,7 +127,7 @@ def _own_or_given(store: Any, given: Any) -> Any:
         if given is None:
             raise ValueError(
                 f"Chroma cannot build the collection's own embedding function ({error}). Import the module that "
-                "registers it, `bge_integrations.chroma` for ours, or give embedder=..."
+                "registers it, or give embedder=..."
             ) from error
         own = None
     takes_vectors = is_a(store, "BasePydanticVectorStore") or find_chroma_collection(store) is not None
@@ -151,19 +151,25 @@ def own_embeddings(store: Any) -> Any:
     """
     collection = find_chroma_collection(store)
     if collection is not None and collection is store:
-        return find_chroma_function(collection)
+        return _function_of(collection)
     if is_a(store, "VectorStoreIndex"):
         return store._embed_model  # noqa: SLF001 - it has no public name
     if is_a(store, "BasePydanticVectorStore"):
         return None
     if callable(getattr(store, "add_documents", None)) and callable(getattr(store, "similarity_search", None)):
         if store.embeddings is None and collection is not None:
-            return find_chroma_function(collection)  # LangChain's Chroma leaves queries to it
+            return _function_of(collection)  # LangChain's Chroma leaves queries to it
         return store.embeddings
     raise TypeError(
         "populate fills vector stores of LangChain and LlamaIndex, a VectorStoreIndex, and Chroma collections; "
         f"{type(store).__name__} is none of them."
     )
+
+
+def _function_of(collection: Any) -> Any:
+    import bge_integrations.chroma  # noqa: F401 - by which Chroma knows the functions of this package
+
+    return find_chroma_function(collection)
 
 
 def find_core(embeddings: Any) -> Core | None:

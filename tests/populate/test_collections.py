@@ -1,5 +1,8 @@
 """populate into bare Chroma collections: the function that embeds is the one that Chroma itself takes."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,21 @@ def test_over_a_reopened_collection(client: chromadb.ClientAPI, bert_embedder: P
         populate(store, [TextNode(text="a node")], embedder=BgeEmbedder(str(xlmr_embedder)))
 
 
+def test_reopened_in_a_process_that_imports_populate_alone(tmp_path: Path, bert_embedder: Path) -> None:
+    own = BgeEmbeddingFunction(str(bert_embedder))
+    chromadb.PersistentClient(str(tmp_path)).create_collection("notes", embedding_function=own)
+    script = (
+        "import sys, chromadb\nfrom langchain_core.documents import Document\n"
+        "from bge_integrations.populate import populate\n"
+        "notes = chromadb.PersistentClient(sys.argv[1]).get_collection('notes')\n"
+        "populate(notes, [Document('a panda')], show_progress=False)\n"
+        "print(notes.get(include=['embeddings'])['embeddings'].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), own(["a panda"]), atol=1e-5)
+
+
 @pytest.mark.parametrize("again", AGAIN)
 def test_a_collection_without_a_function_takes_the_callers(
     again: str, client: chromadb.ClientAPI, bert_embedder: Path
@@ -121,6 +139,6 @@ def test_a_function_that_cannot_be_built(
     client.create_collection("notes", embedding_function=BgeEmbeddingFunction(str(bert_embedder)))
     monkeypatch.delitem(known_embedding_functions, "bge_integrations")
     collection = client.get_collection("notes")
-    with pytest.raises(ValueError, match=r"not found.*Import the module.*`bge_integrations\.chroma` for ours"):
+    with pytest.raises(ValueError, match="not found.*Import the module that registers it"):
         populate(collection, DOCUMENTS)
     assert populate(collection, DOCUMENTS, embedder=BgeEmbedder(str(bert_embedder))).added == 3
