@@ -65,7 +65,7 @@ def test_a_short_query_takes_little_longer_than_its_forward(minilm, cache):
             return model(**tokenizer("what is a panda?", return_tensors="pt")).last_hidden_state.mean(1).numpy()
 
     seconds = [(timed(bare), timed(lambda: embedder.encode_queries(["what is a panda?"]))) for _ in range(60)]
-    assert min(ours for _, ours in seconds) < min(theirs for theirs, _ in seconds) + 0.01
+    assert min(ours for _, ours in seconds) < min(theirs for theirs, _ in seconds) + 0.005
 
 
 def timed(call):
