@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # starts processes of its own
+
 
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),

@@ -17,6 +17,8 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations.populate import apopulate, populate
 
+pytestmark = pytest.mark.slow  # starts processes of its own
+
 SCRIPT = Path(__file__).parent / "scripts" / "waiting.py"
 DOCUMENTS = [Document(f"Text {n}") for n in range(40)]
 SECONDS = 5

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # starts processes of its own
+
 SCRIPT = Path(__file__).parent / "scripts" / "exits.py"
 ONE = "(1, 32)"
 
