@@ -1,10 +1,10 @@
 """The threads that this package starts: which they are, and what becomes of them when the interpreter ends."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from time import monotonic, sleep  # as they are now: gevent may patch the module's own later
 from typing import Any, TypeVar
 
 from bge_integrations.errors import ClosedError
@@ -92,15 +92,15 @@ def refuse_lost_threads() -> None:
         )
     if ending.is_set():
         if threading.current_thread().daemon:  # it most likely dies before anybody reads what it has to say
-            time.sleep(GRACE_SECONDS)
+            sleep(GRACE_SECONDS)
         raise ClosedError(_ENDED)
 
 
 def _answer_late() -> None:
-    until = time.monotonic() + GRACE_SECONDS
-    while (left := until - time.monotonic()) > 0:
+    until = monotonic() + GRACE_SECONDS
+    while (left := until - monotonic()) > 0:
         with suppress(SystemExit):
-            time.sleep(left)
+            sleep(left)
     while True:
         try:
             late = _late.pop()

@@ -92,6 +92,6 @@ def test_gevent(way, bert_embedder):
     if way == "before":
         assert (script.returncode, script.stdout) == (0, "(1, 32) 4\n"), script.stderr
     else:
-        assert script.returncode == 1
+        assert script.returncode != 0
         assert "RuntimeError: Threads were monkey-patched after bge_integrations was imported" in script.stderr
         assert "gevent.monkey.patch_all()" in script.stderr
