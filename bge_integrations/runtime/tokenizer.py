@@ -57,7 +57,7 @@ def text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
 
 def _check_tokenizer(tokenizer: Any, resolved: Resolved) -> None:
     """Refuses settings with which a text's numbers would depend on the texts beside it."""
-    model, file = resolved.key.model, resolved.folder.path / "tokenizer_config.json"
+    model, file = resolved.key.model, resolved.folder.tokenizer_path / "tokenizer_config.json"
     if tokenizer.padding_side == "left" and resolved.folder.model_type in _COUNTS_PADDING:
         raise UnsupportedModelError(
             f'{file} sets padding_side="left". {model} counts positions from the padding on, so a text\'s vector would '

@@ -127,11 +127,12 @@ class Guard:
         else:
             other = wide
         if other:
+            shown = f"has another width than {core.dim}" if wide else "is another one when its text is embedded again"
             raise FingerprintMismatchError(
                 f"This collection has no fingerprint, and its vectors are not those of {core.model}: that of document "
-                f"{other[0].id} is another one when its text is embedded again ({len(other)} of "
-                f"{len(wide or texts)} differ). Another model filled it, or the same with other settings: take that "
-                "one, or fill a new collection; force=True fills this one all the same."
+                f"{other[0].id} {shown} ({len(other)} of {len(known if wide else texts)} differ). Another model filled "
+                "it, or the same with other settings: take that one, or fill a new collection; force=True fills this "
+                "one all the same."
             )
         if texts:
             self.claim(store)
