@@ -51,6 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three minutes on two cores without AVX-512
 def test_the_pair_can_be_trained_again(data: Path, tmp_path: Path, cache: ModelCache) -> None:
     pairs = read_pairs(data / "train")
     assert len(pairs) == 160
