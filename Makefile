@@ -6,6 +6,8 @@ DEMO_VENV := $(if $(wildcard .venv/.ready),.venv,.venv-demo)
 # glibc hands large blocks back at each release; kept, training on a CPU is up to three times as fast.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=2147483648
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
+# Tests that measure time, or kill processes in the middle of something; the others run two at a time.
+ALONE := tests/embed tests/inference tests/populate tests/rerank tests/runtime
 # Scripts for this repository alone, written for what `make setup` installs.
 OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py
 
@@ -26,7 +28,8 @@ test: setup  ## under 8 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not ($(LEFT_OUT))"
 
 test-all: setup  ## every test this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 
 test-lowest: .venv-lowest/.ready  ## on the oldest versions that pyproject.toml allows; what warns there is theirs
 	.venv-lowest/bin/python -m pytest -W default -m "not ($(LEFT_OUT))" $(addprefix --ignore=,$(OWN_TOOLS))

@@ -173,19 +173,13 @@ class ModelCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return _cache_named, (self.name, self.budget, self.max_waiting)
 
-    def abandon(self) -> bool:
-        """In a forked child: leaves the parent's models alone, neither used nor freed, and begins anew.
-
-        Returns:
-            Whether there were any.
-        """
-        left = self._residents.abandon()
-        _abandoned.append(left)
+    def abandon(self) -> None:
+        """In a forked child: leaves the parent's models alone, neither used nor freed, and begins anew."""
+        _abandoned.append(self._residents.abandon())
         self._known.clear()
         self._missed.clear()
         self._loaders.clear()
         self._lock, self._folders = threading.Lock(), FolderWatch()
-        return bool(left)
 
     def _current(self, source: ModelSource) -> Resolved | None:
         """What `source` is known to lead to, unless its folder has changed since; a vanished one keeps what it was."""
@@ -324,9 +318,9 @@ def _after_fork_in_child() -> None:
     _naming = threading.Lock()
     if any(cache._loaders for cache in list(_caches.values())):  # noqa: SLF001
         note_fork_during_load()
-    left = [cache.abandon() for cache in list(_caches.values())]
-    if any(left):
-        loader.single_threaded_from_now_on()
+    for cache in list(_caches.values()):
+        cache.abandon()
+    loader.compute_single_threaded_after_fork()
     forget_device_locks()
     loader.forget_load_lock()
     forget_download_lock()

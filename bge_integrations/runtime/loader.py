@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _one_load = threading.Lock()
 """transformers patches its own globals while it loads, so models load one after the other."""
 
+_has_loaded = threading.Event()
+
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
 
@@ -41,11 +43,15 @@ def forget_load_lock() -> None:
     _one_load = threading.Lock()
 
 
-def single_threaded_from_now_on() -> None:
-    """In a forked child of a process that had computed: OpenMP's threads are gone, and waiting for them never ends."""
-    import torch
+def compute_single_threaded_after_fork() -> None:
+    """In a forked child of a process that had loaded a model, even if it has none any more.
 
-    torch.set_num_threads(1)
+    OpenMP's threads do not exist in the child, and waiting for them would never end.
+    """
+    if _has_loaded.is_set():
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def load(resolved: Resolved, max_waiting: int) -> Engine:
@@ -58,6 +64,7 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
     """
     key = resolved.key
     started = time.perf_counter()
+    _has_loaded.set()
     with _one_load, _quiet(), _explained(resolved.folder):
         tokenizer = load_tokenizer(resolved)
         texts = text_tokenizer(tokenizer, resolved.folder)

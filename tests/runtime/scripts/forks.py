@@ -1,5 +1,6 @@
 """Forks at several moments and prints, as JSON, what each child came to: `forks.py FOLDER`."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -19,11 +20,12 @@ results = []
 
 
 def child(moment, encode=embedder.encode_documents, leave=os._exit):
-    """Encodes in a forked child that the system kills after 30 s."""
+    """Encodes in a forked child that says where it is after 20 s, and that the system kills after 30 s."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)
+        faulthandler.dump_traceback_later(20)
         began = time.monotonic()
         try:
             said = encode(TEXTS).tolist()
