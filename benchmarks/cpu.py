@@ -17,6 +17,7 @@ from bge_integrations import BgeEmbedder, BgeReranker
 from bge_integrations.inference.backends.pytorch import TorchBackend
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense
+from bge_integrations.inference.plan import TextPlan
 from bge_integrations.inference.tokenize import TextTokenizer
 
 QUERY = "how do I wrap a paragraph to a given width?"
@@ -149,4 +150,4 @@ def padded_call(folder: Path, texts: list[str]) -> Call:
     engine = Engine(
         tokenizer, TorchBackend(model, packed=False, engine="padded"), device="benchmark", max_batch_tokens=1024
     )
-    return lambda: engine.submit(texts, partial(tokenizer.texts, max_length=512), head=Dense()).result()
+    return lambda: engine.submit(texts, TextPlan(head=Dense(), dim=0, max_length=512)).result()

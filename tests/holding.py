@@ -16,7 +16,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 def torch_model(cache: ModelCache, folder: Path | str) -> Any:
     """The loaded transformers model of a folder or id."""
     (resident,) = [r for r in cache._residents.loaded() if r.key.model == str(folder)]
-    return resident.loaded.backend._model
+    return resident.engine.backend._model
 
 
 def models(cache: ModelCache) -> list[str]:

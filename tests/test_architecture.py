@@ -32,21 +32,21 @@ def law(ours: str = "", others: str = "", inside: str = "") -> Law:
     return Law(frozenset(ours.split()), frozenset(others.split()), frozenset(inside.split()))
 
 
-INFERENCE = "inference errors types"
-CORE = "runtime inference catalog errors types"
-FOR_ADAPTERS = "embed rerank catalog errors types inference.fusion runtime.cache.ModelCache"
+INFERENCE = "inference process errors types"
+CORE = "runtime inference process catalog errors types"
+FOR_ADAPTERS = "_fields embed rerank catalog errors types inference.fusion runtime.cache.ModelCache"
 LAWS = {
     "": law("embed rerank runtime catalog errors types"),
     "errors": law(),
+    "process": law("errors"),
+    "_fields": law("runtime.cache.ModelCache", "pydantic"),
     "types": law("errors", "numpy"),
     "catalog": law("errors types"),
     "inference": law(INFERENCE, "numpy tokenizers"),
     "inference.backends.pytorch": law(INFERENCE, "numpy torch"),
-    "inference.backends.pooling": law(INFERENCE, "torch"),
     "inference.backends.m3": law(INFERENCE, "numpy torch"),
     "inference.backends.fused": law(INFERENCE, "torch"),
     "inference.backends.graphs": law(INFERENCE, "numpy torch"),
-    "inference.backends.transfer": law(INFERENCE, "numpy torch"),
     "inference.backends.proof": law(INFERENCE, "numpy torch"),
     "inference.backends.layerwise": law(INFERENCE, "numpy torch transformers"),
     "inference.backends.varlen": law(INFERENCE, "numpy torch transformers"),
@@ -97,7 +97,7 @@ FRAMEWORK_SIGNATURES = (
 
 
 def part_of(path: Path) -> str:
-    """Give "inference.queue" for inference/queue.py, "inference" for its __init__.py, "" for the package's."""
+    """Give "inference.engine" for inference/queue.py, "inference" for its __init__.py, "" for the package's."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -228,9 +228,9 @@ def test_nothing_is_printed(path):
         ("errors", "import numpy"),
         ("types", "from bge_integrations.catalog import ModelSpec"),
         ("catalog", "def f():\n    import torch"),
-        ("inference.queue", "import torch"),
-        ("inference.queue", "def f():\n    async def g():\n        import torch"),
-        ("inference.queue", "from bge_integrations import catalog"),
+        ("inference.engine", "import torch"),
+        ("inference.engine", "def f():\n    async def g():\n        import torch"),
+        ("inference.engine", "from bge_integrations import catalog"),
         ("inference.tokenize", "from bge_integrations.runtime.cache import ModelCache"),
         ("runtime.loader", "import torch"),
         ("runtime.loader", "class A:\n    import torch"),
@@ -243,7 +243,7 @@ def test_nothing_is_printed(path):
         ("rerank.reranker", "if TYPE_CHECKING:\n    import torch"),
         ("langchain.rerank", "import llama_index.core"),
         ("langchain.rerank", "from bge_integrations.llama_index import BgeRerank"),
-        ("langchain.rerank", "from bge_integrations.inference.queue import Queue"),
+        ("langchain.rerank", "from bge_integrations.inference.engine import Queue"),
         ("llama_index.retriever", "from bge_integrations.langchain import RerankingRetriever"),
         ("chroma", "from bge_integrations.runtime.cache import default_cache"),
         ("chroma", "import bge_integrations.runtime.cache"),
@@ -261,7 +261,7 @@ def test_a_wrong_import_is_seen(part, source):
 @pytest.mark.parametrize(
     ("part", "source"),
     [
-        ("inference.queue", "import numpy as np\nimport threading"),
+        ("inference.engine", "import numpy as np\nimport threading"),
         ("inference.backends.pytorch", "import torch.nn"),
         ("runtime.loader", "def f():\n    import torch"),
         ("runtime.loader", "if TYPE_CHECKING:\n    import torch"),

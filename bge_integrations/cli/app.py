@@ -249,8 +249,7 @@ def embed(
     {"text": "Pandas eat bamboo.", "id": 7, "embedding": [0.012, -0.034, ...]}
     """
     from bge_integrations.cli.lines import in_groups, read_lines, write_line
-    from bge_integrations.embed.embedder import BgeEmbedder
-    from bge_integrations.embed.lists import to_lists
+    from bge_integrations.embed.embedder import BgeEmbedder, to_lists
 
     embedder = BgeEmbedder(_absolute(model), device=device, dtype=dtype, backend=backend)
     embedder.describe()  # a model that cannot be had is refused before anything is read

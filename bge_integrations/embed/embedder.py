@@ -1,19 +1,199 @@
-"""Texts to dense vectors, queries and documents each by their own path."""
+"""Texts to vectors, queries and documents each by their own path."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.embed.base import Embedder
-from bge_integrations.inference.call import Rows
-from bge_integrations.inference.heads import Dense
-from bge_integrations.runtime.cache import ModelCache
-from bge_integrations.runtime.user import BackendName, OnTruncate
+from bge_integrations.embed.fingerprint import fingerprint
+from bge_integrations.embed.prompts import EmbedOptions, Example, Side, check_examples, checked_examples
+from bge_integrations.inference.batch import Cut, Output, Rows
+from bge_integrations.inference.plan import TextPlan
+from bge_integrations.process import wait
+from bge_integrations.runtime.request import Options
+from bge_integrations.runtime.source import Kind
+from bge_integrations.runtime.stream import Stream, off_loop
+from bge_integrations.runtime.user import ModelUser, checked_texts, iter_texts, optional_positive, positive
 
+E = TypeVar("E")
 FloatArray = NDArray[np.float32]
 
+PROGRESS_CHUNK = 512
 
+_SLICE = 1 << 14
+"""Numbers that become Python floats at a stretch: under 1 ms, during which no other thread runs."""
+
+
+@dataclass(repr=False, eq=False, kw_only=True)
+class Embedder(ModelUser, ABC, Generic[E]):
+    """Encodes texts with one model; `E` is what a call gives for its texts.
+
+    Its arguments are documented in `BgeEmbedder`.
+    """
+
+    kind: ClassVar[Kind] = "embedder"
+
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    normalize: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._options: dict[Side, Options] = {"query": self._side("query"), "document": self._side("document")}
+
+    def encode_queries(self, texts: Iterable[str], show_progress: bool = False) -> E:
+        """Embeds queries, each with the query instruction before it.
+
+        Args:
+            texts: The queries, without instruction.
+            show_progress: Show a tqdm bar.
+
+        Returns:
+            What the class gives for its texts, in their order.
+
+        Raises:
+            TypeError: A bare string, or an element that is not a string, with its index.
+            ValueError: A text that is not valid Unicode, with its index.
+            InputTooLongError: A text over `max_length`, with `on_truncate="raise"`.
+        """
+        return self._encode(texts, "query", show_progress)
+
+    def encode_documents(self, texts: Iterable[str], show_progress: bool = False) -> E:
+        """Embeds documents; otherwise as `encode_queries`."""
+        return self._encode(texts, "document", show_progress)
+
+    async def aencode_queries(self, texts: Iterable[str], show_progress: bool = False) -> E:
+        """As `encode_queries`, without blocking the event loop."""
+        return await self._aencode(texts, "query", show_progress)
+
+    async def aencode_documents(self, texts: Iterable[str], show_progress: bool = False) -> E:
+        """As `encode_documents`, without blocking the event loop."""
+        return await self._aencode(texts, "document", show_progress)
+
+    def submit_documents(self, texts: Iterable[str], positions: Sequence[int] | None = None) -> "Pending[E]":
+        """Queues documents and returns at once, for callers that have other work while the model computes.
+
+        Args:
+            texts: The documents.
+            positions: What the warning about cut texts calls them; None for their indices.
+
+        Raises:
+            TypeError: A bare string, or an element that is not a string, with its index.
+        """
+        options = self._options["document"]
+
+        def report(cuts: Sequence[Cut]) -> None:
+            named = cuts if positions is None else [replace(cut, index=positions[cut.index]) for cut in cuts]
+            self._report(options, named)
+
+        return Pending(self._submit(options, checked_texts(texts)), self._result, report)
+
+    def iter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> Iterator[E]:
+        """Embeds any number of documents with flat memory.
+
+        Args:
+            texts: Any iterable of documents, read as it is needed.
+            chunk_size: Documents a step.
+
+        Returns:
+            An iterator over what the class gives for `chunk_size` texts, in order; the last step may be shorter.
+        """
+        return iter(self._chunks(texts, chunk_size))
+
+    def aiter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> AsyncIterator[E]:
+        """As `iter_documents`, without blocking the event loop (but for reading `texts`)."""
+        return aiter(self._chunks(texts, chunk_size))
+
+    @property
+    def dim(self) -> int:
+        """Length of a dense vector."""
+        if self._row and self._row.id == self.model and self._row.dim and self._source.path is None:
+            return self._row.dim
+        return self._text_plan("document").dim
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides document vectors, as 32 hexadecimal digits.
+
+        Covers the contents of weights and tokenizer, pooling, normalisation, dimensions, max_length, the document
+        instruction and whether it runs in int8; not the path, device, backend, another dtype or the query instruction.
+        Reads the weight files at first use.
+        """
+        resolved, plan = self._resolved(), self._text_plan("document")
+        settings = {
+            "pooling": plan.dense.pooling,
+            "normalize": plan.dense.normalize,
+            "dim": plan.dim,
+            "max_length": plan.max_length,
+            "document_prefix": plan.prefix,
+        } | ({"int8": True} if resolved.key.dtype == "int8" else {})
+        return fingerprint(resolved.folder, settings, self._outputs)
+
+    def describe(self) -> dict[str, object]:
+        """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""
+        resolved, plan = self._resolved(), self._text_plan("document")
+        return {
+            "model": self.model,
+            "row": resolved.spec.id if resolved.spec else None,
+            "found": resolved.found_by,
+            "query": str(self._text_plan("query")),
+            "document": str(plan),
+            "outputs": self._outputs,
+            "pooling": str(plan.dense.pooling),
+            "normalize": plan.dense.normalize,
+            "max_length": plan.max_length,
+            "dim": plan.dim,
+            "on_truncate": self.on_truncate,
+            **asdict(resolved.key),
+        }
+
+    @property
+    @abstractmethod
+    def _outputs(self) -> tuple[str, ...]:
+        """Which of the model's outputs this object gives."""
+
+    @abstractmethod
+    def _result(self, rows: Rows) -> E:
+        """What a caller gets for rows."""
+
+    @abstractmethod
+    def _no_result(self) -> E:
+        """What a caller gets for no text; may read the model's files."""
+
+    def _encode(self, texts: Iterable[str], side: Side, show_progress: bool) -> E:
+        listed = checked_texts(texts)
+        if not listed:
+            return self._no_result()
+        return self._result(self._run(self._options[side], listed, PROGRESS_CHUNK if show_progress else None))
+
+    async def _aencode(self, texts: Iterable[str], side: Side, show_progress: bool) -> E:
+        listed = checked_texts(texts)
+        if not listed:
+            return await asyncio.to_thread(self._no_result)
+        rows = await self._arun(self._options[side], listed, PROGRESS_CHUNK if show_progress else None)
+        return await off_loop(len(rows), self._result, rows)
+
+    def _chunks(self, texts: Iterable[str], chunk_size: int) -> Stream[E]:
+        size = positive("chunk_size", chunk_size)
+        return self._stream(self._options["document"], iter_texts(texts), size, convert=self._result)
+
+    def _side(self, side: Side) -> Options:
+        """What decides the vectors of one side."""
+        return EmbedOptions(
+            side=side, query_instruction=self.query_instruction, document_instruction=self.document_instruction,
+            normalize=self.normalize, max_length=self.max_length, outputs=self._outputs,
+        )  # fmt: skip
+
+    def _text_plan(self, side: Side) -> TextPlan:
+        return cast("TextPlan", self._plan(self._options[side]))
+
+
+@dataclass(repr=False, eq=False, kw_only=True)
 class BgeEmbedder(Embedder[FloatArray]):
     """A BGE embedding model, or any sentence-transformers text model.
 
@@ -65,52 +245,88 @@ class BgeEmbedder(Embedder[FloatArray]):
         'Represent this sentence for searching relevant passages: {text}'
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        query_instruction: str | None = None,
-        document_instruction: str | None = None,
-        task: str | None = None,
-        examples: Sequence[Mapping[str, str]] | None = None,
-        normalize: bool | None = None,
-        max_length: int | None = None,
-        truncate_dim: int | None = None,
-        on_truncate: OnTruncate = "warn",
-        backend: BackendName = "auto",
-        device: object = None,
-        dtype: object = None,
-        revision: str | None = None,
-        max_batch_tokens: int | None = None,
-        like: str | None = None,
-        cache: ModelCache | None = None,
-        cache_folder: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        super().__init__(
-            model, query_instruction=query_instruction, document_instruction=document_instruction, task=task,
-            examples=examples, normalize=normalize, max_length=max_length, truncate_dim=truncate_dim,
-            on_truncate=on_truncate, backend=backend, device=device, dtype=dtype, revision=revision,
-            max_batch_tokens=max_batch_tokens, like=like, cache=cache, cache_folder=cache_folder, token=token,
-            local_files_only=local_files_only, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        if truncate_dim and self._row and (like is None or self._row.id == self.model):
+    task: str | None = None
+    examples: Sequence[Mapping[str, str]] | None = None
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        self.examples = checked_examples(self.examples)
+        self.truncate_dim = optional_positive("truncate_dim", self.truncate_dim)
+        super().__post_init__()
+        row = self._row
+        if self.task is not None and (row is None or self.task not in row.tasks):
+            names = ", ".join(row.tasks) if row and row.tasks else "none"
+            raise ValueError(f'task="{self.task}" is not a published task of {self.model}. Its tasks: {names}.')
+        if row:
+            check_examples(self.examples, row, self.model)
+        if self.truncate_dim and row and (self.like is None or row.id == self.model):
             raise ValueError(
-                f"truncate_dim={truncate_dim}: {self.model} was not trained for shorter vectors, so cutting them loses "
-                "quality. For a fine-tune that was, pass its folder and like=."
+                f"truncate_dim={self.truncate_dim}: {self.model} was not trained for shorter vectors, so cutting them "
+                "loses quality. For a fine-tune that was, pass its folder and like=."
             )
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.truncate_dim or super().dim
+
+    def _side(self, side: Side) -> Options:
+        examples = [Example(e["query"], e["response"], e.get("instruct")) for e in self.examples or ()]
+        return EmbedOptions(
+            side=side, query_instruction=self.query_instruction, document_instruction=self.document_instruction,
+            task=self.task, examples=tuple(examples), normalize=self.normalize, max_length=self.max_length,
+            truncate_dim=self.truncate_dim,
+        )  # fmt: skip
 
     @property
     def _outputs(self) -> tuple[str, ...]:
         return ("dense",)
-
-    def _head(self, dense: Dense) -> Dense:
-        return dense
 
     def _result(self, rows: Rows) -> FloatArray:
         return rows
 
     def _no_result(self) -> FloatArray:
         return np.empty((0, self.dim), dtype=np.float32)
+
+
+class Pending(Generic[E]):
+    """Documents that a model is computing, as `Embedder.submit_documents` gives them; any thread may wait, once.
+
+    Args:
+        future: Of the model's output.
+        convert: Makes embeddings of its rows.
+        report: Told which texts were cut.
+    """
+
+    def __init__(
+        self, future: "Future[Output]", convert: Callable[[Rows], E], report: Callable[[Sequence[Cut]], None]
+    ) -> None:
+        self._future = future
+        self._convert = convert
+        self._report = report
+
+    def result(self) -> tuple[E, int]:
+        """Waits for the embeddings, as `encode_documents` gives them, and the number of tokens computed."""
+        output = wait(self._future)
+        self._report(output.cuts)
+        return self._convert(output.rows), output.tokens
+
+    def cancel(self) -> None:
+        """Gives up what has not been computed."""
+        self._future.cancel()
+
+
+def to_lists(vectors: FloatArray) -> list[list[float]]:
+    """Rows as lists of builtin floats, as the frameworks want them; lets other threads run in between."""
+    rows = max(1, _SLICE // max(1, vectors.shape[1]))
+    lists: list[list[float]] = []
+    for start in range(0, len(vectors), rows):
+        lists += vectors[start : start + rows].tolist()
+    return lists
+
+
+async def ato_lists(vectors: FloatArray) -> list[list[float]]:
+    """As `to_lists`, off the event loop where it takes long."""
+    if vectors.size <= _SLICE:
+        return to_lists(vectors)
+    return await asyncio.to_thread(to_lists, vectors)

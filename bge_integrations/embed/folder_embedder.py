@@ -1,16 +1,15 @@
 """An embedder that follows a folder's files exactly as sentence-transformers does, whatever the catalogue says."""
 
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.embed.recipe import QueryFrame, Recipe
-from bge_integrations.runtime.cache import ModelCache
-from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.source import Resolved
-from bge_integrations.runtime.user import BackendName, OnTruncate
-from bge_integrations.types import Pooling
+from bge_integrations.embed.prompts import FolderOptions, Side
+
+_OF_THE_FOLDER = ("query_instruction", "document_instruction", "task", "examples", "normalize", "truncate_dim", "like")
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class FolderEmbedder(BgeEmbedder):
     """What `SentenceTransformer(folder).encode(text)` computes, for queries and documents alike.
 
@@ -18,57 +17,26 @@ class FolderEmbedder(BgeEmbedder):
     for code that must give the vectors of an existing index.
 
     Args:
-        model: As `BgeEmbedder`, and so the others.
+        model: As `BgeEmbedder`, and so the others, but for those that the folder decides: instructions, `task`,
+            `examples`, `normalize`, `truncate_dim`, `like`.
         prompt: Text before every text; None takes the folder's prompt called `prompt_name`, else its default one.
         prompt_name: Name of one of the folder's prompts.
+
+    Raises:
+        ValueError: An argument that the folder decides is given.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        on_truncate: OnTruncate = "warn",
-        backend: BackendName = "auto",
-        device: object = None,
-        dtype: object = None,
-        revision: str | None = None,
-        cache: ModelCache | None = None,
-        cache_folder: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        super().__init__(
-            model, on_truncate=on_truncate, backend=backend, device=device, dtype=dtype, revision=revision,
-            cache=cache, cache_folder=cache_folder, token=token, local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        self.prompt = prompt
-        self.prompt_name = prompt_name
-        self._source = replace(self._source, pooling_optional=True)
+    pooling_optional: ClassVar[bool] = True
 
-    def _recipe(self, resolved: Resolved) -> Recipe:
-        folder = resolved.folder
-        prefix = self._prompt(folder)
-        return Recipe(
-            pooling=folder.pooling or Pooling.MEAN,
-            normalize=folder.normalize,
-            max_length=folder.max_length,
-            dim=min(folder.truncate_dim or folder.dim, folder.dim),
-            query=QueryFrame(prefix),
-            document_prefix=prefix,
-            truncate_dim=folder.truncate_dim,
-            cut_last=True,
-        )
+    prompt: str | None = None
+    prompt_name: str | None = None
 
-    def _prompt(self, folder: Folder) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        if self.prompt_name is None:
-            return folder.default_prompt
-        if self.prompt_name not in folder.prompts:
-            names = ", ".join(folder.prompts) or "none"
-            raise ValueError(f'prompt_name="{self.prompt_name}" is not a prompt of {self.model}. It has: {names}.')
-        return folder.prompts[self.prompt_name]
+    def __post_init__(self) -> None:
+        if given := [f"{name}=" for name in _OF_THE_FOLDER if getattr(self, name) is not None]:
+            raise ValueError(
+                f"{', '.join(given)} can't be given: the files of {self.model} decide that. Use BgeEmbedder to choose."
+            )
+        super().__post_init__()
+
+    def _side(self, side: Side) -> FolderOptions:  # noqa: ARG002  both sides get the same prompt
+        return FolderOptions(prompt=self.prompt, prompt_name=self.prompt_name, max_length=self.max_length)

@@ -2,21 +2,17 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.embed.base import Embedder
-from bge_integrations.embed.recipe import Recipe
-from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
-from bge_integrations.inference.call import Rows
-from bge_integrations.inference.heads import M3, Dense, Head
-from bge_integrations.inference.inputs import checked_pairs
-from bge_integrations.runtime.cache import ModelCache
-from bge_integrations.runtime.source import Resolved
+from bge_integrations.embed.embedder import Embedder
+from bge_integrations.errors import UnsupportedModelError
+from bge_integrations.inference.batch import Rows
 from bge_integrations.runtime.stream import off_loop
-from bge_integrations.runtime.user import BackendName, OnTruncate
+from bge_integrations.runtime.user import checked_pairs
 from bge_integrations.types import M3Embeddings, SparseEmbedding
 
 OUTPUTS = ("dense", "sparse", "colbert")
@@ -27,6 +23,7 @@ RERANKED_AT_ONCE = SCORED_AT_ONCE // 2  # passages: while those of one step are 
 Pair = tuple[str, str]
 
 
+@dataclass(repr=False, eq=False)
 class BgeM3Embedder(Embedder[M3Embeddings]):
     """bge-m3 with all its outputs; one forward gives those asked for, the others are neither computed nor moved.
 
@@ -51,41 +48,19 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         1024
     """
 
-    def __init__(
-        self,
-        model: str = "BAAI/bge-m3",
-        *,
-        outputs: Iterable[str] = OUTPUTS,
-        query_instruction: str | None = None,
-        document_instruction: str | None = None,
-        normalize: bool | None = None,
-        max_length: int | None = None,
-        on_truncate: OnTruncate = "warn",
-        backend: BackendName = "auto",
-        device: object = None,
-        dtype: object = None,
-        revision: str | None = None,
-        max_batch_tokens: int | None = None,
-        like: str | None = None,
-        cache: ModelCache | None = None,
-        cache_folder: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        super().__init__(
-            model, query_instruction=query_instruction, document_instruction=document_instruction, task=None,
-            examples=None, normalize=normalize, max_length=max_length, truncate_dim=None, on_truncate=on_truncate,
-            backend=backend, device=device, dtype=dtype, revision=revision, max_batch_tokens=max_batch_tokens,
-            like=like, cache=cache, cache_folder=cache_folder, token=token, local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        self.outputs = self._checked_outputs(outputs)
+    model: str = "BAAI/bge-m3"
+    _: KW_ONLY
+    outputs: Iterable[str] = OUTPUTS
+
+    def __post_init__(self) -> None:
+        outputs, self.outputs = self.outputs, OUTPUTS
+        super().__post_init__()
+        self._set_outputs(outputs)
 
     def with_outputs(self, *outputs: str) -> "BgeM3Embedder":
         """The same with other outputs."""
         other = copy.copy(self)
-        other.outputs = self._checked_outputs(outputs)
+        other._set_outputs(outputs)  # noqa: SLF001  one of this class
         return other
 
     def score(self, pairs: Iterable[Pair], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> dict[str, list[float]]:
@@ -121,10 +96,7 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
 
     @property
     def _outputs(self) -> tuple[str, ...]:
-        return self.outputs
-
-    def _head(self, dense: Dense) -> Head:
-        return dense if self.outputs == ("dense",) else M3(self.outputs, dense)
+        return tuple(self.outputs)
 
     def _result(self, rows: Rows) -> M3Embeddings:
         if self.outputs == ("dense",):
@@ -137,33 +109,22 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         wanted: dict[str, Any] = {"dense": np.empty((0, self.dim), dtype=np.float32), "sparse": [], "colbert": []}
         return M3Embeddings(*(wanted[output] if output in self.outputs else None for output in OUTPUTS))
 
-    def _recipe(self, resolved: Resolved) -> Recipe:
-        heads = resolved.folder.heads
-        if lacking := [name for name in self.outputs if name != "dense" and name not in heads]:
-            raise MissingWeightsError(
-                f"{resolved.folder.root} lacks {', '.join(f'{name}_linear.pt' for name in lacking)}, so {self.model} "
-                f"cannot give its {' and '.join(lacking)} output: heads are never made up. Download the files, or "
-                "leave it out of outputs=."
-            )
-        backend = resolved.key.backend
-        if self.outputs != ("dense",) and backend in ("openvino", "sentence_transformers"):
-            raise UnsupportedModelError(
-                f'backend="{backend}" gives dense vectors only, and this embedder gives {", ".join(self.outputs)}. Use '
-                'backend="torch".'
-            )
-        return super()._recipe(resolved)
-
-    def _checked_outputs(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        """The outputs in one order, each once, so that calls for the same ones share a batch."""
-        wanted = {outputs} if isinstance(outputs, str) else set(outputs)
-        if not wanted or not wanted <= set(OUTPUTS):
-            raise ValueError(f"outputs={outputs!r} must name one or more of {', '.join(OUTPUTS)}.")
-        if self._row and (lacking := wanted - set(self._row.outputs)):
+    def _set_outputs(self, outputs: Iterable[str]) -> None:
+        self.outputs = _ordered(outputs)
+        self._options = {"query": self._side("query"), "document": self._side("document")}
+        if self._row and (lacking := set(self.outputs) - set(self._row.outputs)):
             raise UnsupportedModelError(
                 f"{self.model} gives {' and '.join(self._row.outputs)} vectors, not {' and '.join(sorted(lacking))}. "
                 'BAAI/bge-m3 gives all three; for a fine-tune of it pass like="BAAI/bge-m3".'
             )
-        return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def _ordered(outputs: Iterable[str]) -> tuple[str, ...]:
+    """The outputs in one order, each once, so that calls for the same ones share a batch."""
+    wanted = {outputs} if isinstance(outputs, str) else set(outputs)
+    if not wanted or not wanted <= set(OUTPUTS):
+        raise ValueError(f"outputs={outputs!r} must name one or more of {', '.join(OUTPUTS)}.")
+    return tuple(name for name in OUTPUTS if name in wanted)
 
 
 def sparse_score(query: SparseEmbedding, document: SparseEmbedding) -> float:

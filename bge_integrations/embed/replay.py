@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.embed.lists import to_lists
+from bge_integrations.embed.embedder import to_lists
 from bge_integrations.types import M3Embeddings
 
 Store = TypeVar("Store")

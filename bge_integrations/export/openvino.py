@@ -16,7 +16,6 @@ from bge_integrations.catalog import check_name
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.errors import UnsupportedModelError
 from bge_integrations.export.exporter import free
-from bge_integrations.inference.inputs import checked_texts
 from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.folder import OPENVINO_FACTS, OPENVINO_GRAPH, Folder, read_folder
@@ -25,6 +24,7 @@ from bge_integrations.runtime.locate import locate, named_folder
 from bge_integrations.runtime.openvino import appearing, default_texts, save_graph
 from bge_integrations.runtime.resolve import require_openvino, resolve
 from bge_integrations.runtime.source import Kind, ModelSource, Resolved
+from bge_integrations.runtime.user import checked_texts
 
 LEAST_TEXTS = 16
 _COPIED = (".json", ".txt", ".model")

@@ -1,25 +1,50 @@
-"""One loaded model with its worker: texts or pairs in, one future a call out."""
+"""One loaded model: texts or pairs and a plan in, a future out, and a worker thread that makes batches of them.
 
+When the device is free the worker takes what waits, up to the token budget, and runs it: no timer, so a lone request
+waits for nobody, and load makes batches grow by themselves. Calls take turns by batch, so a live query never waits for
+a bulk job to end.
+"""
+
+import logging
+import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
-from bge_integrations.inference.backends.base import Backend
-from bge_integrations.inference.batch import Encoding
-from bge_integrations.inference.call import Call, Output
-from bge_integrations.inference.device_lock import device_lock
-from bge_integrations.inference.heads import Head
-from bge_integrations.inference.queue import MAX_WAITING_CALLS, Queue
+import numpy as np
+
+from bge_integrations.errors import ClosedError, DeviceLostError, InputTooLongError, NonFiniteError, OverloadedError
+from bge_integrations.inference.backends.base import Backend, DeviceMemoryError, Launched
+from bge_integrations.inference.batch import (
+    BatchSize,
+    Call,
+    Item,
+    Limits,
+    Output,
+    Rows,
+    TokenBatch,
+    by_call,
+    not_finite,
+)
+from bge_integrations.inference.plan import Bound, PairPlan, Plan
 from bge_integrations.inference.tokenize import TextTokenizer
+from bge_integrations.process import DeviceLock, PackageThread, device_lock
 
-T = TypeVar("T")
-Check = Callable[[int, Encoding], None]
+logger = logging.getLogger(__name__)
 
+MAX_WAITING_CALLS = 10_000
+LOOKAHEAD = 8
+"""Batches' worth of tokens that a call keeps tokenized: enough to sort by length, little enough to hold."""
+CLEAN_BATCHES = 16
+"""Batches without an out-of-memory after which the budget that one had halved is doubled again."""
 
-def accept(index: int, encoding: Encoding) -> None:
-    """The check that refuses nothing."""
+_Batch = tuple[list[Item], Launched]
+_last_turn = attrgetter("last_turn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,68 +80,320 @@ class Engine:
         self.tokenizer = tokenizer
         self.backend = backend
         self.max_batch_tokens = max_batch_tokens
-        self._queue = Queue(backend, device_lock(device), max_waiting=max_waiting)
+        self.queue = Queue(backend, device_lock(device), max_waiting=max_waiting)
+        self._bound: Callable[[Plan], Bound] = lru_cache(maxsize=256)(lambda plan: plan.bind(tokenizer))
 
     def submit(
         self,
-        items: Sequence[T],
-        encode: Callable[[Sequence[T]], list[Encoding]],
+        items: Sequence[Any],
+        plan: Plan,
         *,
-        head: Head,
         max_batch_tokens: int | None = None,
-        check: Check = accept,
+        refuse_long: bool = False,
         first: int = 0,
         patient: bool = False,
-    ) -> Future[Output]:
-        """Queues texts or pairs; `encode` tokenizes a window of them, with this engine's tokenizer.
+        future: "Future[Output] | None" = None,
+    ) -> "Future[Output]":
+        """Queues texts or pairs.
 
-        Messages count them from `first`. Where too many calls wait, a `patient` one waits for admission.
+        Args:
+            items: Texts for a `TextPlan`, pairs for a `PairPlan`; at least one.
+            plan: What becomes of them.
+            max_batch_tokens: Most tokens of a forward that computes some of them; None takes the engine's.
+            refuse_long: Refuse an item over the plan's limit instead of cutting it.
+            first: What messages call the first item.
+            patient: Where too many calls wait, wait for admission instead of being refused.
+            future: What to give the output or an error; None makes a future.
 
         Returns:
-            A future of the rows that `head` describes, and of the items that were cut. It fails with a ValueError
-            for an item with a token that the model has no embedding of; others in its batches do not.
+            A future of the rows that the plan's head describes, and of the items that were cut. It fails with a
+            ValueError for an item with a token that the model has no embedding of, and with `InputTooLongError` for one
+            that is refused; other calls that share its batches do not.
 
         Raises:
+            ValueError: There are no items, or the plan leaves them no room.
             OverloadedError: Too many calls wait, and the call is not `patient`.
             ClosedError: The engine is closed.
         """
         if not items:
             raise ValueError("An engine needs at least one text.")
-        what = "Text" if isinstance(items[0], str) else "Pair"
-
-        def checked(index: int, encoding: Encoding) -> None:
-            check(index, encoding)
-            self._check_tokens(f"{what} {index}", encoding)
-
-        call = Call(items, encode, checked, head, max_batch_tokens or self.max_batch_tokens, first, patient)
-        self._queue.submit(call)
+        bound = self._bound(plan)
+        limits = Limits(
+            "pair" if isinstance(plan, PairPlan) else "text", plan.max_length if refuse_long else None,
+            self.backend.vocabulary, self.tokenizer.name,
+        )  # fmt: skip
+        call = Call(
+            items, bound.encode, limits.check, bound.head, max_batch_tokens or self.max_batch_tokens, first, patient,
+            future or Future(),
+        )  # fmt: skip
+        self.queue.submit(call)
         return call.future
-
-    def _check_tokens(self, what: str, encoding: Encoding) -> None:
-        """Refuses a token without an embedding; a batch would fail with it as a whole, or give whatever is there."""
-        largest, vocabulary = int(encoding.ids.max(initial=0)), self.backend.vocabulary
-        if vocabulary is not None and largest >= vocabulary:
-            raise ValueError(
-                f"{what} holds the token {self.tokenizer.name(largest)!r} (id {largest}), and the model has embeddings "
-                f"of {vocabulary} tokens only: its tokenizer and its weights do not belong together. Resize its "
-                "embeddings (resize_token_embeddings) and save it again, or leave this text out."
-            )
 
     @property
     def stats(self) -> EngineStats:
-        queue = self._queue
+        queue = self.queue
         return EngineStats(queue.depth, queue.batches, queue.tokens, queue.truncated)
+
+    def close(self) -> None:
+        """Ends the worker after its running batch; calls that wait get `ClosedError`."""
+        self.queue.close()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for a closed engine's worker, then frees the weights."""
+        self.queue.join(timeout)
+        self.backend.close()
+
+
+class Queue:
+    """Runs calls on one backend.
+
+    Args:
+        backend: Where batches run.
+        device: The device's lock; a forward holds it.
+        max_waiting: Calls among which batches are made. One more raises `OverloadedError`, or waits for its turn to be
+            one of them, as the call says.
+    """
+
+    def __init__(self, backend: Backend, device: DeviceLock, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
+        self._backend = backend
+        self._device = device
+        self._max_waiting = max_waiting
+        self._condition = threading.Condition()
+        self._calls: list[Call] = []
+        self._outside: OrderedDict[Future[Output], Call] = OrderedDict()  # they wait to be among the calls
+        self._closed = False
+        self._worker: threading.Thread | None = None
+        self._launched: _Batch | None = None
+        self._turn = 0
+        self._budget: int | None = None
+        self._failed_at = self._clean = 0
+        self.batches = self.tokens = self.truncated = 0
+
+    @property
+    def depth(self) -> int:
+        """Calls that wait or run."""
+        return len(self._calls) + len(self._outside)
 
     @property
     def worker(self) -> threading.Thread | None:
         """The thread that computes, once a call has come."""
-        return self._queue.worker
+        return self._worker
+
+    def submit(self, call: Call) -> None:
+        """Adds a call; its future tells the rest. Never blocks.
+
+        Raises:
+            OverloadedError: Too many calls wait, and the call does not queue for admission.
+            ClosedError: The queue is closed, or no thread can be started for it.
+        """
+        with self._condition:
+            if self._closed:
+                raise ClosedError("The model was unloaded while the call waited; call again to load it anew.")
+            full = len(self._calls) + len(self._outside) >= self._max_waiting
+            if full and not call.patient:
+                self._calls[:] = [waiting for waiting in self._calls if not waiting.future.done()]
+                full = self.depth >= self._max_waiting
+            if full and not call.patient:
+                raise OverloadedError(
+                    f"{self.depth} calls wait for this model already. Try again later, send fewer at a time, or await "
+                    "the async methods, which wait for their turn; ModelCache(max_waiting=...) sets the bound."
+                )
+            if self._worker is None:
+                worker = PackageThread("bge-engine", self._work)
+                worker.start()
+                self._worker = worker
+            if full:
+                self._outside[call.future] = call
+            else:
+                self._admit(call)
+        if full:
+            call.future.add_done_callback(self._forget)
+
+    def _admit(self, call: Call) -> None:
+        call.last_turn = self._turn
+        self._calls.append(call)
+        self._condition.notify()
+
+    def _forget(self, cancelled: "Future[Output]") -> None:
+        with self._condition:
+            self._outside.pop(cancelled, None)
 
     def close(self) -> None:
-        """Ends the worker after its running batch; calls that wait get `ClosedError`."""
-        self._queue.close()
+        """Ends the worker after its running batch; calls that still wait get `ClosedError`."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits for a closed engine's worker, then frees the weights."""
-        self._queue.join(timeout)
-        self.backend.close()
+        """Waits for the worker to end."""
+        worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join(timeout)
+
+    def _work(self) -> None:
+        try:
+            while self._step():
+                pass
+        finally:
+            with self._condition:
+                waiting = [*self._calls, *self._outside.values()]
+                self._calls.clear()
+                self._outside.clear()
+            for call in waiting:
+                call.fail(ClosedError("The model was closed while the call waited."))
+
+    def _step(self) -> bool:
+        """Runs one batch; False when the queue is closed.
+
+        While a device goes on by itself with one, the next is tokenized and launched, and only then waited for the one.
+        """
+        calls = self._next_calls()
+        before, self._launched = self._launched, None
+        self._turn += 1
+        if items := self._assemble(self._in_turn(calls)):
+            self._launched = self._launch(items)
+        if before:
+            self._collect(*before)
+        return bool(calls or before)
+
+    def _next_calls(self) -> list[Call]:
+        """Waits for calls, unless a batch is under way; none when the queue is closed."""
+        with self._condition:
+            while True:
+                # This may let go of the last user of the model, and so close the queue from within.
+                self._calls[:] = [call for call in self._calls if not call.future.done()]
+                while self._outside and len(self._calls) < self._max_waiting:
+                    self._admit(self._outside.popitem(last=False)[1])
+                if self._closed:
+                    return []
+                if self._calls or self._launched:
+                    return list(self._calls)
+                self._condition.wait()
+
+    def _in_turn(self, calls: list[Call]) -> list[Call]:
+        """Least served first, and of those the shortest, so a fresh query passes every bulk job.
+
+        Every other batch begins with the call that waited longest, so fresh queries can't starve a bulk job.
+        """
+        if len(calls) < 2:
+            return calls
+        calls.sort(key=lambda call: (call.served, len(call.texts)))
+        if self._turn % 2:
+            longest_waiting = min(calls, key=_last_turn)
+            calls.remove(longest_waiting)
+            calls.insert(0, longest_waiting)
+        return calls
+
+    def _assemble(self, calls: Sequence[Call]) -> list[Item]:
+        """Takes texts, call after call, until the budget is full; a call that can't be tokenized fails alone."""
+        size, items, limit = BatchSize(self._backend.padded), list[Item](), self._budget or sys.maxsize
+        for call in calls:
+            if items and (call.alone or items[0].call.alone or call.head != items[0].call.head):
+                continue
+            try:
+                call.refill(LOOKAHEAD * call.max_batch_tokens)
+            except BaseException as error:  # a panic in the tokenizer is no Exception
+                call.fail(error)
+                continue
+            shared = min(limit, call.max_batch_tokens)
+            if taken := call.take(size, shared):
+                items += taken
+                limit = shared
+                call.last_turn = self._turn
+            if size.tokens >= limit:
+                break
+        return items
+
+    def _launch(self, items: list[Item]) -> _Batch | None:
+        """Computes a batch, or has the device do it; what is still to be collected."""
+        try:
+            rows = self._forward(items)
+            if isinstance(rows, Launched):
+                return items, rows
+            self._deliver(items, rows)
+        except BaseException as error:  # whatever it is, the worker lives on
+            self._blame(items, error)
+        return None
+
+    def _collect(self, items: list[Item], launched: Launched) -> None:
+        try:
+            self._deliver(items, launched.rows())
+        except BaseException as error:
+            self._blame(items, error)
+
+    def _deliver(self, items: list[Item], rows: Rows) -> None:
+        if rows.dtype == object or not np.isfinite(rows).all():
+            rows = self._finite(items, rows)
+        self._count(items)
+        for call, positions in by_call(items).items():
+            call.alone = False
+            try:
+                call.deliver(items, positions, rows)
+            except BaseException as error:  # such as no memory for its rows; the others have theirs
+                call.fail(error)
+
+    def _blame(self, items: Sequence[Item], error: BaseException) -> None:
+        """Gives an error to the call it came from: those that shared the batch run once more, each alone.
+
+        After an out-of-memory the same texts run again in smaller batches.
+        """
+        if isinstance(error, DeviceMemoryError):
+            self._halve(items, error)
+            return
+        calls = by_call(items)
+        if len(calls) == 1 or isinstance(error, DeviceLostError | SystemExit):
+            for call in calls:
+                call.fail(error)
+            return
+        logger.warning("a batch of %d calls failed, so each of them runs alone: %s", len(calls), error)
+        for call, chosen in calls.items():
+            call.alone = True
+            call.put_back([items[i] for i in chosen])
+
+    def _forward(self, items: Sequence[Item], *, exact: bool = False) -> Rows | Launched:
+        batch = TokenBatch.of(items)
+        with self._device:
+            return self._backend.run(batch, items[0].call.head, exact=exact)
+
+    def _finite(self, items: Sequence[Item], rows: Rows) -> Rows:
+        """Recomputes rows with NaN or infinity in float32; a call whose row stays so fails, the others go on."""
+        if not (bad := not_finite(rows)):
+            return rows
+        logger.warning("%d of %d rows were not finite; computing them again in float32", len(bad), len(rows))
+        again = self._forward([items[i] for i in bad], exact=True)
+        rows[bad] = again.rows() if isinstance(again, Launched) else again
+        for i in not_finite(rows[bad]):
+            item = items[bad[i]]
+            item.call.fail(NonFiniteError(f"The model gives NaN or infinity for text {item.position}, in float32 too."))
+        return rows
+
+    def _halve(self, items: Sequence[Item], error: DeviceMemoryError) -> None:
+        """After an out-of-memory: half the tokens from now on, and the same texts again."""
+        if len(items) == 1:
+            (item,) = items
+            failure = InputTooLongError(
+                f"Text {item.position} has {item.length} tokens, and a forward over it alone does not fit the "
+                f"device's memory. Set a smaller max_length, or free memory on the device. ({error})"
+            )
+            failure.__cause__ = error
+            item.call.fail(failure)
+            return
+        size = BatchSize(self._backend.padded)
+        for item in items:
+            size.add(item.length)
+        self._budget, self._clean = max(1, size.tokens // 2), 0
+        self._failed_at = size.tokens
+        logger.warning("out of memory at %d tokens a batch; going on with %d", size.tokens, self._budget)
+        for call, chosen in by_call(items).items():
+            call.put_back([items[i] for i in chosen])
+
+    def _count(self, items: Sequence[Item]) -> None:
+        self.batches += 1
+        for item in items:
+            self.tokens += item.length
+            self.truncated += item.length < item.encoding.full_length
+        if self._budget is not None:
+            self._clean += 1
+            if self._clean == CLEAN_BATCHES:
+                grown = 2 * self._budget
+                self._budget, self._clean = (grown if grown < 2 * self._failed_at else None), 0

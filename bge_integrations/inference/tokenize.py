@@ -4,7 +4,7 @@ The tokenizer's own truncation and padding are switched off once and never touch
 use it with any limits: cutting, special tokens and padding are done here, on ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,19 +31,16 @@ class _Template:
     special_types: tuple[IntArray, IntArray, IntArray]
     text_types: tuple[int, int]
 
-    @property
-    def special_tokens(self) -> int:
-        return sum(map(len, self.special))
-
-    def fill(
-        self, first: Sequence[int], second: Sequence[int] | None, with_types: bool
-    ) -> tuple[IntArray, IntArray | None]:
-        texts = [np.asarray(text, dtype=np.int64) for text in (first, second or ())]
-        ids = _between(self.special, texts)
+    def fill(self, first: Sequence[int], second: Sequence[int], with_types: bool) -> tuple[IntArray, IntArray | None]:
+        """Token ids, and types where the model takes any, of one text or of a pair."""
+        before, middle, after = self.special
+        texts = (np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64))
+        ids = np.concatenate([before, texts[0], middle, texts[1], after])
         if not with_types:
             return ids, None
-        types = [np.full(len(text), kind) for text, kind in zip(texts, self.text_types, strict=True)]
-        return ids, _between(self.special_types, types)
+        before, middle, after = self.special_types
+        types = (np.full(len(first), self.text_types[0]), np.full(len(second), self.text_types[1]))
+        return ids, np.concatenate([before, types[0], middle, types[1], after])
 
     def ending_in(self, token: int) -> "_Template":
         """With `token` last, where it is not there already."""
@@ -55,12 +52,6 @@ class _Template:
             special=(*self.special[:2], np.append(last, token)),
             special_types=(*self.special_types[:2], np.append(types, 0)),
         )
-
-
-def _between(special: Sequence[IntArray], texts: Sequence[IntArray]) -> IntArray:
-    before, middle, after = special
-    first, second = texts
-    return np.concatenate([before, first, middle, second, after])
 
 
 class TextTokenizer:
@@ -92,16 +83,10 @@ class TextTokenizer:
         self._single = _template(tokenizer, pair=False)
         self._ended = self._single if eos is None else self._single.ending_in(eos)
         self._pair = _template(tokenizer, pair=True)
-
-    @property
-    def special_tokens(self) -> int:
+        self.special_tokens = sum(map(len, self._single.special))
         """Special tokens that a single text carries."""
-        return self._single.special_tokens
-
-    @property
-    def pair_special_tokens(self) -> int:
+        self.pair_special_tokens = sum(map(len, self._pair.special))
         """Special tokens that a pair carries besides its two texts."""
-        return self._pair.special_tokens
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that `prompt` takes at the head of a text, the special tokens before it included; 0 for ""."""
@@ -122,7 +107,14 @@ class TextTokenizer:
 
         With `ends_in_eos` the last is the end-of-sequence token, also where the tokenizer's files leave it out.
         """
-        return self._cut([prefix + text for text in texts], max_length, ends_in_eos)
+        template = self._ended if ends_in_eos else self._single
+        special = sum(map(len, template.special))
+        room = max(0, max_length - special)
+        encodings = []
+        for ids in self._ids(texts, prefix):
+            filled, types = template.fill(self._kept(ids, room), (), self._with_types)
+            encodings.append(Encoding(filled, types, len(ids) + special))
+        return encodings
 
     def wrapped(
         self, texts: Sequence[str], *, max_length: int, prefix: str, before: str, after: str, ends_in_eos: bool
@@ -141,7 +133,7 @@ class TextTokenizer:
             lost.append(max(0, len(ids) - room))
             fitting = self._tokenizer.decode(self._kept(ids, room), skip_special_tokens=False) if lost[-1] else text
             kept.append(before + fitting + after)
-        encodings = self._cut(kept, limit, ends_in_eos)
+        encodings = self.texts(kept, max_length=limit, ends_in_eos=ends_in_eos)
         return [replace(e, full_length=e.full_length + more) for e, more in zip(encodings, lost, strict=True)]
 
     def pairs(
@@ -156,9 +148,9 @@ class TextTokenizer:
         encodings = []
         for query, passage in self._ids_of_pairs(pairs, prefixes):
             kept = self._kept(query, query_max_length)
-            room = max(0, max_length - self._pair.special_tokens - len(kept))
+            room = max(0, max_length - self.pair_special_tokens - len(kept))
             filled, types = self._pair.fill(kept, self._kept(passage, room), self._with_types)
-            encodings.append(Encoding(filled, types, len(query) + len(passage) + self._pair.special_tokens))
+            encodings.append(Encoding(filled, types, len(query) + len(passage) + self.pair_special_tokens))
         return encodings
 
     def prompted_pairs(
@@ -187,31 +179,22 @@ class TextTokenizer:
             encodings.append(Encoding(ids, np.repeat(np.arange(3), [len(part) for part in parts]), full))
         return encodings
 
-    def _cut(self, texts: Sequence[str], max_length: int, ends_in_eos: bool) -> list[Encoding]:
-        template = self._ended if ends_in_eos else self._single
-        room = max(0, max_length - template.special_tokens)
-        encodings = []
-        for ids in self._ids(texts):
-            filled, types = template.fill(self._kept(ids, room), None, self._with_types)
-            encodings.append(Encoding(filled, types, len(ids) + template.special_tokens))
-        return encodings
-
     def _kept(self, ids: list[int], room: int) -> list[int]:
         """What is left of a text in `room` tokens."""
         return ids[max(0, len(ids) - room) :] if self._keeps_end else ids[:room]
 
     def _ids_of_pairs(
         self, pairs: Sequence[tuple[str, str]], prefixes: tuple[str, str]
-    ) -> Iterator[tuple[list[int], list[int]]]:
+    ) -> list[tuple[list[int], list[int]]]:
         """Ids of both texts of every pair; a query that comes again is tokenized once."""
-        before_query, before_passage = prefixes
-        queries = list(dict.fromkeys(query for query, _ in pairs))
-        ids_of = dict(zip(queries, self._ids([before_query + query for query in queries]), strict=True))
-        passages = self._ids([before_passage + passage for _, passage in pairs])
-        return zip((ids_of[query] for query, _ in pairs), passages, strict=True)
+        queries, passages = zip(*pairs, strict=True)
+        different = list(dict.fromkeys(queries))
+        ids_of = dict(zip(different, self._ids(different, prefixes[0]), strict=True))
+        return list(zip(map(ids_of.__getitem__, queries), self._ids(passages, prefixes[1]), strict=True))
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def _ids(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
+        prefixed = [prefix + text for text in texts] if prefix else list(texts)
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prefixed, add_special_tokens=False)]
 
 
 def _template(tokenizer: Tokenizer, *, pair: bool) -> _Template:

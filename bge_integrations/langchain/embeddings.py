@@ -4,12 +4,12 @@ from typing import ClassVar
 
 from langchain_core.embeddings import Embeddings
 
-from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.embed.lists import ato_lists, to_lists
-from bge_integrations.langchain.fields import ModelFields
+from bge_integrations._fields import DenseFields
+from bge_integrations.embed.embedder import BgeEmbedder, ato_lists, to_lists
+from bge_integrations.langchain.fields import LangChainModel
 
 
-class BgeEmbeddings(ModelFields, Embeddings):
+class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
     """A BGE (or any sentence-transformers) embedder for LangChain; cheap to make, weights load at first use.
 
     Every object on one model shares one copy of the weights and one queue, with LlamaIndex's and the core's too.
@@ -28,23 +28,12 @@ class BgeEmbeddings(ModelFields, Embeddings):
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 
-    document_instruction: str | None = None
-    """Text before every document; None = the catalogue's, "" = none."""
-    task: str | None = None
-    """Name of one of the model's published tasks, which brings its instructions."""
-    examples: list[dict[str, str]] | None = None
-    """Few-shot examples before every query, for models trained with some: "query", "response" and "instruct" each."""
-    normalize: bool | None = None
-    """Give vectors length one; None = as the catalogue, else the model's files say."""
-    truncate_dim: int | None = None
-    """Keep only so many leading dimensions of each vector; None = all."""
-
     _core_type: ClassVar[type] = BgeEmbedder
 
     @property
     def embedder(self) -> BgeEmbedder:
         """The core embedder that does the work."""
-        embedder: BgeEmbedder = self._core()
+        embedder: BgeEmbedder = self._built or self._core()
         return embedder
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
-from pydantic import AliasChoices, Field, field_serializer
+from pydantic import AliasChoices, Field, PrivateAttr, field_serializer
 
+from bge_integrations._fields import MODEL_NAMES, PathText
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
+from bge_integrations.embed.embedder import to_lists
 from bge_integrations.embed.folder_embedder import FolderEmbedder
-from bge_integrations.embed.lists import to_lists
 from bge_integrations.errors import UnknownModelError
-from bge_integrations.langchain.fields import MODEL_NAMES, CoreModel, PathText
+from bge_integrations.langchain.fields import NamedModel
 from bge_integrations.langchain.huggingface_client import Client
 from bge_integrations.langchain.huggingface_kwargs import embedder_arguments, finish, shown
 
@@ -24,7 +25,7 @@ _OLD_INSTRUCTION = "Represent this question for searching relevant passages: "
 _OLD_INSTRUCTION_ZH = "为这个句子生成表示以用于检索相关文章："
 
 
-class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
+class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
     """The old class's keywords and document vectors over the shared embedder, so that existing indexes stay valid.
 
     Pooling, normalisation, limit and prompts are what sentence-transformers takes from the model's folder, the weights
@@ -67,6 +68,7 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
     """Show a progress bar; `encode_kwargs["show_progress_bar"]` goes before it."""
 
     _core_type: ClassVar[type] = FolderEmbedder
+    _built_from: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
 
@@ -93,7 +95,7 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
             TypeError: `texts` is a bare string, or an item is no string.
         """
         texts = _one_line(texts, self.embed_instruction)
-        return self._lists(self._embedder.encode_documents(texts, self._show_progress))
+        return self._lists(self._core().encode_documents(texts, self._show_progress))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed one query, with the query instruction.
@@ -103,18 +105,18 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
             ValueError: The `precision` is "int8" or "uint8", which needs more than one vector.
         """
         texts = _one_line([text], self.query_instruction)
-        return self._lists(self._embedder.encode_documents(texts, self._show_progress))[0]
+        return self._lists(self._core().encode_documents(texts, self._show_progress))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents; as `embed_documents`, off the event loop."""
         texts = _one_line(texts, self.embed_instruction)
-        vectors = await self._embedder.aencode_documents(texts, self._show_progress)
+        vectors = await self._core().aencode_documents(texts, self._show_progress)
         return await asyncio.to_thread(self._lists, vectors)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed one query; as `embed_query`, off the event loop."""
         texts = _one_line([text], self.query_instruction)
-        vectors = await self._embedder.aencode_documents(texts, self._show_progress)
+        vectors = await self._core().aencode_documents(texts, self._show_progress)
         return (await asyncio.to_thread(self._lists, vectors))[0]
 
     @field_serializer("model_kwargs")
@@ -130,9 +132,12 @@ class HuggingFaceBgeEmbeddings(CoreModel, Embeddings):
         model = _with_organisation(self.model_name)
         return {"model": model, "cache_folder": self.cache_folder, "on_truncate": "ignore"}
 
-    @property
-    def _embedder(self) -> FolderEmbedder:
-        embedder: FolderEmbedder = self._core()
+    def _core(self) -> FolderEmbedder:
+        """The core object; a key that is set in one of the dicts makes another."""
+        arguments = self._arguments()
+        if self._built is None or self._built_from != arguments:
+            self._built, self._built_from = FolderEmbedder(**arguments), arguments
+        embedder: FolderEmbedder = self._built
         return embedder
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from bge_integrations.langchain.fields import torch_name, unmasked
+from bge_integrations._fields import torch_name, unmasked
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from langchain_core.callbacks import Callbacks
@@ -11,11 +11,11 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from bge_integrations.embed.m3 import OUTPUTS, RERANKED_AT_ONCE, BgeM3Embedder, single_scores
 from bge_integrations.langchain.documents import texts_of, with_scores
-from bge_integrations.langchain.fields import ModelFields, ModelName, Weight
+from bge_integrations.langchain.fields import LangChainModel, ModelName, Weight
 from bge_integrations.types import M3Embeddings
 
 
-class M3Fields(ModelFields):
+class M3Fields(LangChainModel):
     """The model and where it runs: the arguments of `BgeM3Embedder` but `outputs`."""
 
     model: ModelName = "BAAI/bge-m3"
@@ -28,16 +28,13 @@ class M3Fields(ModelFields):
     @property
     def embedder(self) -> BgeM3Embedder:
         """The core embedder that does the work."""
-        embedder: BgeM3Embedder = self._core()
+        embedder: BgeM3Embedder = self._built or self._core()
         return embedder
 
     @property
-    def _outputs(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """What the class needs of the model."""
         raise NotImplementedError
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "outputs": self._outputs}
 
 
 class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
@@ -110,7 +107,8 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         return self._best(documents, scores)
 
     @property
-    def _outputs(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that count."""
         return tuple(output for output, weight in zip(OUTPUTS, self.weights, strict=True) if weight)
 
     def _scores(self, queries: M3Embeddings, passages: M3Embeddings) -> list[float]:

@@ -8,40 +8,26 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, model_validator
 
-from bge_integrations.langchain.documents import texts_of, with_scores
-from bge_integrations.langchain.fields import ModelFields
+from bge_integrations._fields import RerankerFields
+from bge_integrations.langchain.documents import with_scores
+from bge_integrations.langchain.fields import LangChainModel
 from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.types import RerankResult
 
 
-class RerankerFields(ModelFields):
-    """The arguments that only `BgeReranker` takes."""
-
-    normalize: bool = True
-    """Give scores between 0 and 1 (the sigmoid of the logit); False = the raw logit."""
-    query_max_length: int | None = None
-    """Most tokens of the query; None = three quarters of `max_length`."""
-    document_instruction: str | None = None
-    """Text before every passage, for models that take one."""
-    prompt: str | None = None
-    """The question that models built on a language model answer with yes or no; None = the published one."""
-    cutoff_layers: list[int] | None = None
-    """Layers after which layerwise models give scores."""
-    compress_layers: list[int] | None = None
-    """Layers at which lightweight models merge tokens."""
-    compress_ratio: int | None = None
-    """How many tokens lightweight models merge into one."""
+class RerankerModel(RerankerFields, LangChainModel):
+    """The arguments of `BgeReranker`, and the reranker that they make."""
 
     _core_type: ClassVar[type] = BgeReranker
 
     @property
     def reranker(self) -> BgeReranker:
         """The core reranker that does the work."""
-        reranker: BgeReranker = self._core()
+        reranker: BgeReranker = self._built or self._core()
         return reranker
 
 
-class BgeRerank(RerankerFields, BaseDocumentCompressor):
+class BgeRerank(RerankerModel, BaseDocumentCompressor):
     """Puts documents in the order of a reranker and keeps the best; cheap to make, weights load at first use.
 
     What comes back are copies with the key `relevance_score` in their metadata; your documents stay as they are. A copy
@@ -88,14 +74,17 @@ class BgeRerank(RerankerFields, BaseDocumentCompressor):
             At most `top_n` copies, best first, equals in the order given, each with its score as the float
             `relevance_score` in its metadata; [] for [].
         """
-        results = self.reranker.rerank(query, texts_of(documents), top_n=self.top_n)
+        texts = [document.page_content for document in documents]
+        results = self.reranker.rerank(query, texts, top_n=self.top_n)
         return self._copies(documents, results)
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """Rerank documents; as `compress_documents`, off the event loop."""
-        results = await self.reranker.arerank(query, texts_of(documents), top_n=self.top_n)
+        results = await self.reranker.arerank(
+            query, [document.page_content for document in documents], top_n=self.top_n
+        )
         return self._copies(documents, results)
 
     def _copies(self, documents: Sequence[Document], results: list[RerankResult]) -> list[Document]:
@@ -106,7 +95,7 @@ class BgeRerank(RerankerFields, BaseDocumentCompressor):
         ]
 
 
-class BgeCrossEncoder(RerankerFields, BaseCrossEncoder):
+class BgeCrossEncoder(RerankerModel, BaseCrossEncoder):
     """A reranker as LangChain's `BaseCrossEncoder`, for instance for langchain-classic's `CrossEncoderReranker`.
 
     Example:

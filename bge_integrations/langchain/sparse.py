@@ -69,7 +69,8 @@ class BgeM3SparseEmbeddings(M3Fields, SparseEmbeddings):
         return _vectors(await self.embedder.aencode_queries([text]))[0]
 
     @property
-    def _outputs(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
+        """The sparse output alone."""
         return ("sparse",)
 
 

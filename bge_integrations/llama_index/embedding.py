@@ -8,13 +8,13 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.embed.lists import ato_lists, to_lists
+from bge_integrations._fields import DenseFields
+from bge_integrations.embed.embedder import BgeEmbedder, ato_lists, to_lists
 from bge_integrations.llama_index.batches import in_batches
 from bge_integrations.llama_index.component import BgeEmbeddingComponent, without_span
 
 
-class BgeEmbedding(BgeEmbeddingComponent, BaseEmbedding):
+class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
     """BGE and other sentence-transformers models as an embedding model.
 
     Construction is cheap; the weights load at first use, once for every object of the process that uses the model.
@@ -35,15 +35,6 @@ class BgeEmbedding(BgeEmbeddingComponent, BaseEmbedding):
     """Texts given to the engine at once; the engine cuts its own batches by tokens."""
     embeddings_cache: Any = Field(default=None, exclude=True)
     """Key-value store for vectors; the keys hold role, fingerprint and text."""
-    task: str | None = None
-    """Name of one of the model's published tasks, which brings its instructions."""
-    examples: list[dict[str, str]] | None = None
-    """Solved examples before every query, for models trained with some: "query", "response" and "instruct" each."""
-    normalize: bool | None = None
-    """Give vectors length one; None = as the catalogue, else the model's files say."""
-    truncate_dim: int | None = None
-    """Keep only so many leading dimensions of each vector; None = all."""
-
     _core_type: ClassVar[type] = BgeEmbedder
 
     @classmethod

@@ -18,7 +18,7 @@ from llama_index.core.vector_stores import MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
 
 from bge_integrations.embed.collection import check_fingerprint, write_fingerprint
-from bge_integrations.embed.lists import to_lists
+from bge_integrations.embed.embedder import to_lists
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.errors import FingerprintMismatchError

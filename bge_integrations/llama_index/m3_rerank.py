@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 
 from llama_index.core.bridge.pydantic import model_validator
 
+from bge_integrations._fields import PathText
 from bge_integrations.embed.m3 import OUTPUTS, RERANKED_AT_ONCE, BgeM3Embedder, single_scores
-from bge_integrations.llama_index.component import PathName
 from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
 from bge_integrations.types import M3Embeddings
 
@@ -31,7 +31,7 @@ class BgeM3Rerank(BgeNodePostprocessor):
         pydantic.ValidationError: An argument is unknown, of the wrong type or out of its range.
     """
 
-    model: PathName = "BAAI/bge-m3"
+    model: PathText = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
     """What the scores of dense, sparse and token vectors (`maxsim`) count; the score is their weighted mean. Only
@@ -42,7 +42,6 @@ class BgeM3Rerank(BgeNodePostprocessor):
     """Give dense vectors length one; None = as the catalogue says."""
 
     _core_type: ClassVar[type] = BgeM3Embedder
-    _model_field: ClassVar[str] = "model"
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

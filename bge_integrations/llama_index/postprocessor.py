@@ -11,8 +11,9 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
+from bge_integrations._fields import PathText
 from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.llama_index.component import BgeComponent, PathName
+from bge_integrations.llama_index.component import BgeComponent
 from bge_integrations.llama_index.nodes import copied, with_retrieval_score
 
 _dispatcher = get_dispatcher(__name__)
@@ -25,7 +26,7 @@ class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
     what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
     """
 
-    model: PathName
+    model: PathText
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     top_n: int | None = Field(default=3, ge=1)
     """How many nodes to keep; None = all."""

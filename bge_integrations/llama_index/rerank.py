@@ -4,11 +4,12 @@ from typing import ClassVar, Self
 
 from llama_index.core.bridge.pydantic import model_validator
 
+from bge_integrations._fields import RerankerFields
 from bge_integrations.llama_index.postprocessor import BgeNodePostprocessor
 from bge_integrations.rerank.reranker import BgeReranker
 
 
-class BgeRerank(BgeNodePostprocessor):
+class BgeRerank(RerankerFields, BgeNodePostprocessor):
     """BGE rerankers, and other cross-encoders with one label, as a node postprocessor.
 
     Gives new `NodeWithScore` objects round copies of the nodes, best first; what it was given stays as it was. A node's
@@ -27,23 +28,7 @@ class BgeRerank(BgeNodePostprocessor):
             outside [0, 1] without `normalize=False`.
     """
 
-    normalize: bool = True
-    """Give scores between 0 and 1 (the sigmoid of the logit); False = the raw logit."""
-    query_max_length: int | None = None
-    """Most tokens of the query; None = three quarters of `max_length`."""
-    document_instruction: str | None = None
-    """Text before every passage, for models that take one."""
-    prompt: str | None = None
-    """The question that models built on a language model answer with yes or no; None = the published one."""
-    cutoff_layers: list[int] | None = None
-    """Layers after which layerwise models give scores."""
-    compress_layers: list[int] | None = None
-    """Layers at which lightweight models merge tokens."""
-    compress_ratio: int | None = None
-    """How many tokens lightweight models merge into one."""
-
     _core_type: ClassVar[type] = BgeReranker
-    _model_field: ClassVar[str] = "model"
 
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:

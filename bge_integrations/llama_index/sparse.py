@@ -7,9 +7,10 @@ from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, Sp
 from llama_index.core.bridge.pydantic import Field
 
 from bge_integrations import types
+from bge_integrations._fields import PathText
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.llama_index.batches import in_batches
-from bge_integrations.llama_index.component import BgeEmbeddingComponent, PathName, without_span
+from bge_integrations.llama_index.component import BgeEmbeddingComponent, without_span
 
 IndicesAndValues = tuple[list[list[int]], list[list[float]]]
 
@@ -44,7 +45,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 
-    model_name: PathName = "BAAI/bge-m3"
+    model_name: PathText = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     embed_batch_size: int = Field(default=2048, gt=0, le=2048)
     """Texts given to the engine at once; the engine cuts its own batches by tokens."""

@@ -10,7 +10,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.embed.lists import to_lists
+from bge_integrations.embed.embedder import to_lists
 from bge_integrations.populate.framework import source_in, unhashable, without_text
 from bge_integrations.populate.identity import Entry, Held, content_hash, hashable_metadata
 

@@ -1,29 +1,27 @@
 """Queries and passages to relevance scores."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from typing import ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.catalog import ModelSpec
-from bge_integrations.inference.call import Cut, Output, Rows
-from bge_integrations.inference.engine import Engine
-from bge_integrations.inference.inputs import checked_pairs, checked_texts
-from bge_integrations.rerank.recipe import ARGUMENTS, Recipe, check_layers, layer_numbers, layers_of
-from bge_integrations.runtime.cache import ModelCache, Prepare, Start
-from bge_integrations.runtime.source import Kind, Resolved
-from bge_integrations.runtime.stream import Stream, as_they_are, off_loop
-from bge_integrations.runtime.user import BackendName, ModelUser, OnTruncate, positive
+from bge_integrations.inference.plan import PairPlan
+from bge_integrations.rerank.prompts import RerankOptions, check_layers, layer_numbers
+from bge_integrations.runtime.source import Kind
+from bge_integrations.runtime.stream import off_loop
+from bge_integrations.runtime.user import ModelUser, checked_pairs, checked_texts, optional_positive, positive
 from bge_integrations.types import RerankResult
 
 Pair = tuple[str, str]
+Logits = NDArray[np.float64]
 
-DEFAULT_MAX_LENGTH = 512
 PROGRESS_CHUNK = 256
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class BgeReranker(ModelUser):
     """A BGE reranker, or any sequence classifier with one label.
 
@@ -61,52 +59,33 @@ class BgeReranker(ModelUser):
         True
     """
 
-    kind: Kind = "reranker"
+    kind: ClassVar[Kind] = "reranker"
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        normalize: bool = True,
-        max_length: int | None = None,
-        query_max_length: int | None = None,
-        on_truncate: OnTruncate = "warn",
-        prompt: str | None = None,
-        query_instruction: str | None = None,
-        document_instruction: str | None = None,
-        cutoff_layers: Sequence[int] | None = None,
-        compress_layers: Sequence[int] | None = None,
-        compress_ratio: int | None = None,
-        backend: BackendName = "auto",
-        device: object = None,
-        dtype: object = None,
-        revision: str | None = None,
-        max_batch_tokens: int | None = None,
-        like: str | None = None,
-        cache: ModelCache | None = None,
-        cache_folder: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        super().__init__(
-            model, max_length=max_length, on_truncate=on_truncate, backend=backend, device=device, dtype=dtype,
-            revision=revision, max_batch_tokens=max_batch_tokens, like=like, cache=cache, cache_folder=cache_folder,
-            token=token, local_files_only=local_files_only, trust_remote_code=trust_remote_code,
+    normalize: bool = True
+    query_max_length: int | None = None
+    prompt: str | None = None
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    cutoff_layers: Sequence[int] | None = None
+    compress_layers: Sequence[int] | None = None
+    compress_ratio: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.query_max_length = optional_positive("query_max_length", self.query_max_length)
+        self.compress_ratio = optional_positive("compress_ratio", self.compress_ratio)
+        self.cutoff_layers = cutoffs = layer_numbers("cutoff_layers", self.cutoff_layers)
+        self.compress_layers = compressed = layer_numbers("compress_layers", self.compress_layers)
+        self._options = RerankOptions(
+            query_instruction=self.query_instruction, document_instruction=self.document_instruction,
+            prompt=self.prompt, max_length=self.max_length, query_max_length=self.query_max_length,
+            cutoff_layers=cutoffs, compress_layers=compressed, compress_ratio=self.compress_ratio,
         )  # fmt: skip
-        self.normalize = normalize
-        self.query_max_length = None if query_max_length is None else positive("query_max_length", query_max_length)
-        self.query_instruction = query_instruction
-        self.document_instruction = document_instruction
-        self.prompt = prompt
-        self.cutoff_layers = layer_numbers("cutoff_layers", cutoff_layers)
-        self.compress_layers = layer_numbers("compress_layers", compress_layers)
-        self.compress_ratio = None if compress_ratio is None else positive("compress_ratio", compress_ratio)
         if self._row:
-            self._refuse_foreign_arguments(self._row)
-            if self._row.start_layer and self._row.layers and like is None:
+            self._options.refuse_foreign(self._row, self.model)
+            if self._row.start_layer and self._row.layers and self.like is None:
                 scoring = range(self._row.start_layer, self._row.layers + 1)
-                check_layers(self.cutoff_layers or (), self.compress_layers or (), scoring)
+                check_layers(cutoffs or (), compressed or (), scoring)
 
     def score(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
         """Scores (query, passage) pairs.
@@ -123,15 +102,15 @@ class BgeReranker(ModelUser):
             TypeError: Something that is not a pair of strings, with its index.
             InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
         """
-        return self._scores(_joined(list(self._stream(checked_pairs(pairs), show_progress)))[:, -1])
+        scores: list[float] = self._normalized(self._logits(checked_pairs(pairs), show_progress)[:, -1]).tolist()
+        return scores
 
     async def ascore(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
         """As `score`, without blocking the event loop."""
-        listed = checked_pairs(pairs)
-        parts = [rows async for rows in self._stream(listed, show_progress)]
-        return await off_loop(len(listed), lambda: self._scores(_joined(parts)[:, -1]))
+        logits = await self._alogits(checked_pairs(pairs), show_progress)
+        return await off_loop(len(logits), lambda: self._normalized(logits[:, -1]).tolist())
 
-    def score_layers(self, pairs: Iterable[Pair], show_progress: bool = False) -> NDArray[np.float64]:
+    def score_layers(self, pairs: Iterable[Pair], show_progress: bool = False) -> Logits:
         """Scores pairs after each of a layerwise reranker's `cutoff_layers`; otherwise as `score`.
 
         Returns:
@@ -140,11 +119,11 @@ class BgeReranker(ModelUser):
         Raises:
             ValueError: The model is no layerwise reranker.
         """
-        layers = self._recipe(self._resolved()).layers
+        layers = self._pair_plan().layers
         if layers is None:
             raise ValueError(f"{self.model} scores after its last layer only. Use score().")
-        parts = list(self._stream(checked_pairs(pairs), show_progress))
-        return self._normalized(_joined(parts, width=len(layers.cutoffs)))
+        logits = self._logits(checked_pairs(pairs), show_progress, width=len(layers.cutoffs))
+        return self._normalized(logits)
 
     def rerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
         """Orders documents by their relevance to a query.
@@ -163,111 +142,56 @@ class BgeReranker(ModelUser):
             InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
         """
         pairs = _pairs_of(query, documents, top_n)
-        return self._ranked(pairs, _joined(list(self._stream(pairs)))[:, -1], top_n)
+        return self._ranked(pairs, self._logits(pairs)[:, -1], top_n)
 
     async def arerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
         """As `rerank`, without blocking the event loop."""
         pairs = _pairs_of(query, documents, top_n)
-        parts = [rows async for rows in self._stream(pairs)]
-        return await off_loop(len(pairs), lambda: self._ranked(pairs, _joined(parts)[:, -1], top_n))
+        logits = await self._alogits(pairs)
+        return await off_loop(len(pairs), lambda: self._ranked(pairs, logits[:, -1], top_n))
 
     def describe(self) -> dict[str, object]:
         """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""
-        resolved = self._resolved()
-        recipe = self._recipe(resolved)
-        before_query, before_passage = recipe.prefixes
+        resolved, plan = self._resolved(), self._pair_plan()
+        before_query, before_passage = plan.prefixes
         return {
             "model": self.model,
             "row": resolved.spec.id if resolved.spec else None,
             "found": resolved.found_by,
             "query": before_query + "{query}",
             "document": before_passage + "{document}",
-            "prompt": recipe.prompt,
-            "cutoff_layers": recipe.layers.cutoffs if recipe.layers else None,
+            "prompt": plan.prompt,
+            "cutoff_layers": plan.layers.cutoffs if plan.layers else None,
             "normalize": self.normalize,
-            "max_length": recipe.max_length,
-            "query_max_length": recipe.query_limit,
+            "max_length": plan.max_length,
+            "query_max_length": plan.query_limit,
             "on_truncate": self.on_truncate,
             **asdict(resolved.key),
         }
 
-    def _refuse_foreign_arguments(self, spec: ModelSpec | None) -> None:
-        family = spec.family if spec else "cross_encoder"
-        for name, families in ARGUMENTS.items():
-            if getattr(self, name) is not None and family not in families:
-                raise ValueError(
-                    f"{name}= belongs to rerankers of the kind {' or '.join(families)}; {self.model} is of the kind "
-                    f"{family}. For a fine-tune pass like= with the id of its parent."
-                )
+    def _pair_plan(self) -> PairPlan:
+        return cast("PairPlan", self._plan(self._options))
 
-    def _stream(self, pairs: list[Pair], show_progress: bool = False) -> Stream[Pair, Rows]:
-        """All pairs as one call, or, for a bar to move, in chunks."""
-        size = PROGRESS_CHUNK if show_progress else max(1, len(pairs))
-        return Stream(pairs, self._start, size, convert=as_they_are, report=self._report_cuts, bar=show_progress)
+    def _logits(self, pairs: list[Pair], show_progress: bool = False, width: int = 1) -> Logits:
+        """Logits (pairs, layers); the last column is the score."""
+        if not pairs:
+            return np.empty((0, width))
+        return self._run(self._options, pairs, PROGRESS_CHUNK if show_progress else None).astype(np.float64)
 
-    def _start(self, pairs: list[Pair], first: int, patient: bool) -> Future[Output]:
-        return self._submit(pairs, lambda part, offset: self._prepare(part, first + offset, patient=patient))
+    async def _alogits(self, pairs: list[Pair], show_progress: bool = False) -> Logits:
+        if not pairs:
+            return np.empty((0, 1))
+        rows = await self._arun(self._options, pairs, PROGRESS_CHUNK if show_progress else None)
+        return rows.astype(np.float64)
 
-    def _prepare(self, pairs: list[Pair], first: int, *, patient: bool) -> Prepare[Output]:
-        """What queues one call, whose pairs the caller counts from `first`."""
-
-        def prepare(resolved: Resolved) -> "Start[Output]":
-            recipe = self._recipe(resolved)
-
-            def start(engine: Engine) -> Future[Output]:
-                return engine.submit(
-                    pairs,
-                    recipe.encode(engine.tokenizer),
-                    head=recipe.head(engine.tokenizer),
-                    max_batch_tokens=self.max_batch_tokens,
-                    check=self._check(recipe.max_length, "pair"),
-                    first=first,
-                    patient=patient,
-                )
-
-            return start
-
-        return prepare
-
-    def _recipe(self, resolved: Resolved) -> Recipe:
-        """Raises `ValueError` for what the files show to be impossible."""
-        spec, folder = resolved.spec, resolved.folder
-        self._refuse_foreign_arguments(spec)
-        layerwise = spec is not None and spec.family in ARGUMENTS["cutoff_layers"]
-        asked = (self.query_instruction, self.document_instruction)
-        own = folder.default_prompt if resolved.guessed or not spec else ""
-        usual = (spec.query_instruction, spec.document_instruction) if spec and not own else (own, "")
-        before_query, before_passage = (text if mine is None else mine for mine, text in zip(asked, usual, strict=True))
-        return Recipe(
-            prefixes=(before_query, before_passage),
-            max_length=self._limit(
-                folder,
-                spec.max_length
-                if spec and not (resolved.guessed and folder.modules)
-                else min(DEFAULT_MAX_LENGTH, folder.max_length),
-            ),
-            query_max_length=self.query_max_length,
-            prompt=self.prompt or (spec.prompt if spec else ""),
-            layers=layers_of(folder, self.cutoff_layers or (), self.compress_layers, self.compress_ratio or 1)
-            if layerwise
-            else None,
-        )
-
-    def _report_cuts(self, cuts: list[Cut]) -> None:
-        self._report(cuts, self._recipe(self._resolved()).max_length, "pair")
-
-    def _normalized(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _normalized(self, logits: Logits) -> Logits:
         return _sigmoid(logits) if self.normalize else logits
 
-    def _scores(self, logits: NDArray[np.float64]) -> list[float]:
-        scores: list[float] = self._normalized(logits).tolist()
-        return scores
-
-    def _ranked(self, pairs: list[Pair], logits: NDArray[np.float64], top_n: int | None) -> list[RerankResult]:
+    def _ranked(self, pairs: list[Pair], logits: Logits, top_n: int | None) -> list[RerankResult]:
         # A pair's last digits depend on its neighbours in the batch; the same pair twice is a tie all the same.
         first: dict[Pair, int] = {}
         logits = logits[[first.setdefault(pair, index) for index, pair in enumerate(pairs)]]
-        scores = self._scores(logits)
+        scores = self._normalized(logits).tolist()
         order = np.argsort(-logits, kind="stable")[:top_n].tolist()
         return [RerankResult(index, scores[index], float(logits[index])) for index in order]
 
@@ -277,15 +201,10 @@ def _pairs_of(query: str, documents: Iterable[str], top_n: int | None) -> list[P
         raise TypeError(f"query must be a string, not {type(query).__name__}.")
     if top_n is not None:
         positive("top_n", top_n)
-    return [(query, document) for document in checked_texts(documents, "documents")]
+    return list(zip(repeat(query), checked_texts(documents, "documents"), strict=False))
 
 
-def _joined(parts: list[Rows], width: int = 1) -> NDArray[np.float64]:
-    """Logits (pairs, width)."""
-    return np.concatenate(parts).astype(np.float64) if parts else np.empty((0, width))
-
-
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sigmoid(logits: Logits) -> Logits:
     # Either branch alone would overflow for large logits of the other sign.
     return np.where(
         logits >= 0, 1 / (1 + np.exp(-np.abs(logits))), np.exp(-np.abs(logits)) / (1 + np.exp(-np.abs(logits)))

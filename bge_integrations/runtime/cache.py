@@ -8,30 +8,26 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from bge_integrations.errors import UnsupportedModelError
-from bge_integrations.inference.device_lock import forget_device_locks, hold_devices, let_devices_go
-from bge_integrations.inference.engine import Engine
-from bge_integrations.inference.queue import MAX_WAITING_CALLS
-from bge_integrations.inference.threads import PackageThread, answer, ending, refuse_lost_threads
+from bge_integrations.inference.batch import Output
+from bge_integrations.inference.engine import MAX_WAITING_CALLS
+from bge_integrations.inference.plan import Plan
+from bge_integrations.process import ForkSafeLock, PackageThread, answer, ending, refuse_lost_threads, stop_threads
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
-from bge_integrations.runtime.ending import stop_threads
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
-from bge_integrations.runtime.locate import forget_download_lock, locate, names_of
+from bge_integrations.runtime.locate import locate, names_of
+from bge_integrations.runtime.request import Options, Request, plan_of
 from bge_integrations.runtime.residents import Resident, Residents
 from bge_integrations.runtime.resolve import openvino_failed, resolve
 from bge_integrations.runtime.source import ModelSource, Resolved
 
-T = TypeVar("T")
-Start = Callable[[Engine], Future[T]]
-Prepare = Callable[[Resolved], Start[T]]
-"""Plans a call from the model's files, or refuses it before weights load; then starts it on the engine."""
-
+_Waiting = tuple[Request, Future[Output]]
 _CLOSE_SECONDS = 1.5
 """How long dropping a cache waits for a running forward."""
 
@@ -76,43 +72,40 @@ class ModelCache:
         self._lock = threading.Lock()
         self._known: dict[ModelSource, Resolved] = {}
         self._folders = FolderWatch()
-        self._missed: dict[ModelSource, list[tuple[Prepare[Any], Future[Any]]]] = {}
+        self._missed: dict[ModelSource, list[_Waiting]] = {}
         self._loaders: set[threading.Thread] = set()
         if self.name in _caches:
             raise ValueError(f'This process has a ModelCache named "{self.name}" already; share that object.')
         _caches[self.name] = self
         weakref.finalize(self, _close, self._residents, self._loaders).atexit = False
 
-    def submit(self, source: ModelSource, prepare: Prepare[T]) -> "Future[T]":
-        """Runs a call on the loaded model; loads the model first if need be. Never blocks.
+    def submit(self, request: Request) -> "Future[Output]":
+        """Runs a call on its model; loads the model first if need be. Never blocks.
 
-        Args:
-            source: What to load.
-            prepare: Given what `source` led to, returns a function that queues the call on the engine and returns its
-                future. The model is leased until that future is done. It may run twice: once to refuse a call before
-                weights load.
+        A call that the model's files show to be impossible is refused before weights load. The model is leased until
+        the future is done.
 
         Returns:
-            A future of what the call gives. Cancelling it cancels the call.
+            A future of the call's rows, cuts and tokens, or its error. Cancelling it cancels the call.
 
         Raises:
             ClosedError: The interpreter ends.
             RuntimeError: Threads were monkey-patched after this package had been imported.
         """
         refuse_lost_threads()
-        outcome: Future[T] = Future()
-        resolved = self._current(source)
+        future: Future[Output] = Future()
+        resolved = self._current(request.source)
         resident = self._residents.lease_if_ready(resolved.key) if resolved else None
         if resident and resolved:
-            self._serve(resident, resolved, prepare, outcome)
-            return outcome
+            self._serve(resident, resolved, request, future)
+            return future
         with self._lock:
-            if source not in self._missed:
-                thread = PackageThread("bge-loader", self._fetch, source)
+            if request.source not in self._missed:
+                thread = PackageThread("bge-loader", self._fetch, request.source)
                 thread.start()
                 self._loaders.add(thread)
-            self._missed.setdefault(source, []).append((prepare, outcome))
-        return outcome
+            self._missed.setdefault(request.source, []).append((request, future))
+        return future
 
     def resolve(self, source: ModelSource) -> Resolved:
         """What a source leads to, without loading weights. May download files, and blocks while it does."""
@@ -120,6 +113,10 @@ class ModelCache:
         if resolved is None:
             resolved = self._known[source] = resolve(source, locate(source))
         return resolved
+
+    def plan(self, source: ModelSource, options: Options) -> Plan:
+        """How the model computes calls with these options. As `resolve`; raises what `options` refuse."""
+        return plan_of(options, self.resolve(source))
 
     def depth(self, source: ModelSource) -> int:
         """Calls that wait for a model or run on it; 0 where it is not loaded."""
@@ -135,8 +132,8 @@ class ModelCache:
         """
         models = [
             asdict(resident.key)
-            | {"bytes": resident.nbytes, "engine": resident.loaded.backend.engine, "leases": resident.leases}
-            | asdict(resident.loaded.stats)
+            | {"bytes": resident.nbytes, "engine": resident.engine.backend.engine, "leases": resident.leases}
+            | asdict(resident.engine.stats)
             for resident in self._residents.loaded()
         ]
         loads, evictions = self._residents.loads, self._residents.evictions
@@ -182,38 +179,33 @@ class ModelCache:
         self._lock, self._folders = threading.Lock(), FolderWatch()
 
     def _current(self, source: ModelSource) -> Resolved | None:
-        """What `source` is known to lead to, unless its folder has changed since; a vanished one keeps what it was."""
+        """What `source` is known to lead to; None if that isn't known, or if its folder has changed since.
+
+        A folder that has vanished still counts as it was: the model may be loaded.
+        """
         resolved = self._known.get(source)
-        if resolved is None or not resolved.key.revision.startswith(LOCAL):
+        if resolved is None or not resolved.watched:
             return resolved
         try:
             return resolved if self._folders.revision(resolved.watched) == resolved.key.revision else None
         except OSError:
             return resolved
 
-    def _serve(self, resident: Resident, resolved: Resolved, prepare: Prepare[T], outcome: "Future[T]") -> None:
-        """Starts one leased call and ties its future to `outcome`."""
+    def _serve(self, resident: Resident, resolved: Resolved, request: Request, future: "Future[Output]") -> None:
+        """Starts one leased call; the lease ends when its future is done."""
+        future.add_done_callback(partial(self._residents.release, resident))
         try:
-            work = prepare(resolved)(resident.loaded)
+            resident.engine.submit(
+                request.items,
+                plan_of(request.options, resolved),
+                max_batch_tokens=request.max_batch_tokens,
+                refuse_long=request.refuse_long,
+                first=request.first,
+                patient=request.patient,
+                future=future,
+            )
         except BaseException as error:
-            self._residents.release(resident)
-            answer(outcome, None, error)
-            return
-
-        def finish(done: "Future[T]") -> None:
-            self._residents.release(resident)
-            if not done.cancelled():
-                error = done.exception()
-                answer(outcome, done.result() if error is None else None, error)
-
-        running = weakref.ref(work)  # a cycle would keep a finished call's vectors until the next garbage collection
-
-        def cancel(done: "Future[T]") -> None:
-            if done.cancelled() and (waiting := running()):
-                waiting.cancel()
-
-        work.add_done_callback(finish)
-        outcome.add_done_callback(cancel)
+            answer(future, None, error)
 
     def _fetch(self, source: ModelSource) -> None:
         """In a thread of its own: loads what `source` names, then serves every call that waits for it."""
@@ -223,12 +215,12 @@ class ModelCache:
                 return
             resolved, resident = self._lease(source, resolved)
         except BaseException as error:
-            for _, outcome in self._missed_calls(source):
-                answer(outcome, None, error)
+            for _, future in self._missed_calls(source):
+                answer(future, None, error)
             return
-        for prepare, outcome in self._missed_calls(source):
+        for request, future in self._missed_calls(source):
             self._residents.lease_again(resident)
-            self._serve(resident, resolved, prepare, outcome)
+            self._serve(resident, resolved, request, future)
         self._residents.release(resident)
         key = resolved.key
         if key.revision.startswith(LOCAL):
@@ -263,15 +255,16 @@ class ModelCache:
                 if not unchecked:
                     return bool(waiting)
             for call in unchecked:
+                request, future = call
                 try:
-                    call[0](resolved)
+                    plan_of(request.options, resolved)
                     accepted += 1
                 except Exception as error:
                     with self._lock:
-                        waiting.remove(call)
-                    answer(call[1], None, error)
+                        waiting[:] = [other for other in waiting if other is not call]
+                    answer(future, None, error)
 
-    def _missed_calls(self, source: ModelSource) -> list[tuple[Prepare[Any], Future[Any]]]:
+    def _missed_calls(self, source: ModelSource) -> list[_Waiting]:
         with self._lock:
             self._loaders.discard(threading.current_thread())
             return self._missed.pop(source)
@@ -279,7 +272,7 @@ class ModelCache:
 
 _caches: weakref.WeakValueDictionary[str, ModelCache] = weakref.WeakValueDictionary()
 _abandoned: list[list[Resident]] = []
-_naming = threading.Lock()
+_naming = ForkSafeLock()
 
 
 def default_cache() -> ModelCache:
@@ -295,7 +288,7 @@ def _cache_named(name: str, budget: int | float | str | None, max_waiting: int) 
 def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
     """When a cache is dropped: stops its workers and frees its weights."""
     deadline = time.monotonic() + _CLOSE_SECONDS
-    engines = [resident.loaded for resident in residents.loaded()]
+    engines = [resident.engine for resident in residents.loaded()]
     for engine in engines:
         engine.close()
     for engine in engines:
@@ -309,23 +302,18 @@ def _at_exit() -> None:
     ending.set()
     for cache in list(_caches.values()):
         for resident in cache._residents.loaded():  # noqa: SLF001
-            resident.loaded.close()
+            resident.engine.close()
     stop_threads()
 
 
 def _after_fork_in_child() -> None:
-    global _naming  # noqa: PLW0603
-    _naming = threading.Lock()
     if any(cache._loaders for cache in list(_caches.values())):  # noqa: SLF001
         note_fork_during_load()
     for cache in list(_caches.values()):
         cache.abandon()
     loader.compute_single_threaded_after_fork()
-    forget_device_locks()
-    loader.forget_load_lock()
-    forget_download_lock()
 
 
 atexit.register(_at_exit)  # before weakref's own hook, which the first cache registers: finalizers may still call
 _default = ModelCache(name="default")
-os.register_at_fork(before=hold_devices, after_in_parent=let_devices_go, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 
 from bge_integrations.errors import ForkedProcessError
 
@@ -34,14 +35,14 @@ _UNITS = {
 
 
 _IMPORTED_BY_LOADS = ("torch", "transformers", "sentence_transformers", "openvino", "bge_integrations")
-_half_imported = False
+_half_imported = threading.Event()
 
 
 def note_fork_during_load() -> None:
     """In a forked child whose parent was loading: an import that the fork cut in two never ends here."""
-    global _half_imported  # noqa: PLW0603
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in _IMPORTED_BY_LOADS]
-    _half_imported = any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+    if any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules):
+        _half_imported.set()
 
 
 def normalize_dtype(dtype: object) -> str | None:
@@ -103,7 +104,7 @@ def resolve_device(device: str | None) -> str:
         ForkedProcessError: A forked child of a process that had used CUDA, or was importing torch.
         ValueError: The machine has no such device.
     """
-    if _half_imported:
+    if _half_imported.is_set():
         raise ForkedProcessError(
             "This process was forked while its parent loaded its first model, so torch is imported by half. Start "
             'workers with multiprocessing.get_context("spawn"), or fork before or after that load.'

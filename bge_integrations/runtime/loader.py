@@ -12,15 +12,14 @@ from typing import Any
 
 from bge_integrations.errors import BgeError, MissingWeightsError, UnsupportedModelError
 from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
-from bge_integrations.inference.device_lock import device_lock
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense, Head, Layers, Logit
+from bge_integrations.process import ForkSafeLock, device_lock, is_of_shutdown
 from bge_integrations.runtime import openvino
 from bge_integrations.runtime.adapter import brought, merged, whole
 from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
 from bge_integrations.runtime.damage import refuse_damaged
 from bge_integrations.runtime.device import default_batch_tokens
-from bge_integrations.runtime.ending import is_of_shutdown
 from bge_integrations.runtime.folder import LOCAL, Folder
 from bge_integrations.runtime.resolve import openvino_failure
 from bge_integrations.runtime.source import ModelKey, Resolved
@@ -28,19 +27,13 @@ from bge_integrations.runtime.tokenizer import load_tokenizer, text_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_one_load = threading.Lock()
+_one_load = ForkSafeLock()
 """transformers patches its own globals while it loads, so models load one after the other."""
 
 _has_loaded = threading.Event()
 
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
-
-
-def forget_load_lock() -> None:
-    """In a forked child: the parent's thread that may hold the lock does not exist here."""
-    global _one_load  # noqa: PLW0603
-    _one_load = threading.Lock()
 
 
 def compute_single_threaded_after_fork() -> None:
@@ -151,6 +144,7 @@ def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
     from bge_integrations.inference.backends import varlen
     from bge_integrations.inference.backends.fused import Fusing
     from bge_integrations.inference.backends.graphs import ForwardGraphs
+    from bge_integrations.inference.backends.m3 import M3Backend
     from bge_integrations.inference.backends.proof import PLAIN
     from bge_integrations.inference.backends.pytorch import TorchBackend, packed_hidden
 
@@ -166,14 +160,15 @@ def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
         scoring = Logit() if folder.is_reranker else Dense()
         padded_because = _packing_fault(key, model.base_model.encoder.layer[-1], scoring, packed, padded)
     on_cuda = not padded_because and key.device.startswith("cuda")
-    special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
     engine = f"padded: {padded_because}" if padded_because else "packed"
     failure = openvino_failure(key)
-    return TorchBackend(
+    special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    unused = tuple({token for token in special if token is not None})
+    backend = partial(M3Backend, unused=unused) if folder.heads else TorchBackend
+    return backend(
         model,
         packed=not padded_because,
         engine=f"{engine}; {failure}" if failure else engine,
-        unused=tuple({token for token in special if token is not None}),
         fusing=Fusing(model.base_model.encoder.layer) if on_cuda else None,
         graphs=ForwardGraphs(partial(packed_hidden, model), model.device) if on_cuda else None,
     )

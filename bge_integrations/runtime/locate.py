@@ -3,13 +3,13 @@
 import functools
 import os
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bge_integrations.catalog import ModelSpec, get_spec, list_models
 from bge_integrations.errors import UnknownModelError, UnsupportedModelError
+from bge_integrations.process import ForkSafeLock
 from bge_integrations.runtime.folder import ADAPTER, adapter_of, parts_of, revision_of
 from bge_integrations.runtime.source import Located, ModelSource
 
@@ -19,13 +19,7 @@ _OTHER_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin", "openvino_model.*"]
 """What a module's folder may hold in place of safetensors."""
 _NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _PACKAGE = Path(__file__).resolve().parents[1]
-_download_lock = threading.Lock()
-
-
-def forget_download_lock() -> None:
-    """In a forked child: the parent's thread that may hold the lock does not exist here."""
-    global _download_lock  # noqa: PLW0603
-    _download_lock = threading.Lock()
+_download_lock = ForkSafeLock()
 
 
 def named_folder(model: str) -> Path | None:
@@ -97,10 +91,10 @@ def _local(path: Path) -> Located:
         raise UnknownModelError(f"There is no folder {path}. Pass a hub id or the path of a model folder.")
     if match := _HUB_CACHE.search(str(path)):
         return Located(f"{match[1]}/{match[2]}", match[3], path)
-    watched = parts_of(path)
-    revision = revision_of(watched)
+    parts = parts_of(path)
     root = path.resolve()
-    return Located(_name_of(root), revision, root, watched)
+    name = _name_of(root)
+    return Located(name, revision_of(parts), root, () if name in _packaged_folders() else parts)
 
 
 def names_of(model: str) -> set[str]:

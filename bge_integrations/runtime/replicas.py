@@ -1,45 +1,40 @@
 """One call over several replicas of a model: its items split among them, its rows put together again in order."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from bge_integrations.inference.call import Cut, Output
-
-T = TypeVar("T")
-S = TypeVar("S")
+from bge_integrations.inference.batch import Cut, Output
+from bge_integrations.runtime.cache import ModelCache
+from bge_integrations.runtime.request import Request
+from bge_integrations.runtime.source import ModelSource
 
 MIN_ITEMS = 8
 """Items under which a call goes to one replica whole."""
 
 
-def spread(
-    items: list[T],
-    replicas: Sequence[S],
-    start: Callable[[S, list[T], int], Future[Output]],
-    depth: Callable[[S], int],
-) -> Future[Output]:
-    """Starts one call on its replicas: a short one on the least busy, a long one in parts of like size on all.
-
-    Args:
-        items: Texts or pairs.
-        replicas: What tells them apart.
-        start: Queues some of the items, which begin at an index, on a replica.
-        depth: Calls that wait for a replica.
+def spread(request: Request, replicas: Sequence[ModelSource], cache: ModelCache) -> Future[Output]:
+    """Runs one call on several replicas: a short one on the least busy, a long one in parts of like size on all.
 
     Returns:
         A future of all rows in the order of the items. The first error of a part is the call's, and cancels the others.
     """
-    if len(replicas) == 1:
-        return start(replicas[0], items, 0)
+    items = request.items
     if len(items) < MIN_ITEMS:
-        return start(min(replicas, key=depth), items, 0)
+        return cache.submit(replace(request, source=min(replicas, key=cache.depth)))
     bounds = _bounds(items, len(replicas))
     parts = zip(replicas, bounds[:-1], bounds[1:], strict=True)
-    return _joined([start(replica, items[first:last], first) for replica, first, last in parts if last > first])
+    return joined(
+        [
+            cache.submit(replace(request, source=source, items=items[first:last], first=request.first + first))
+            for source, first, last in parts
+            if last > first
+        ]
+    )
 
 
 def _bounds(items: Sequence[Any], parts: int) -> list[int]:
@@ -49,7 +44,8 @@ def _bounds(items: Sequence[Any], parts: int) -> list[int]:
     return [0, *np.minimum(inner, len(items)).tolist(), len(items)]
 
 
-def _joined(parts: list[Future[Output]]) -> Future[Output]:
+def joined(parts: list[Future[Output]]) -> Future[Output]:
+    """One future of all parts' rows, in order."""
     outcome: Future[Output] = Future()
     lock, left, settled = threading.Lock(), len(parts), False
 

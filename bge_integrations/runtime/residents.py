@@ -3,13 +3,13 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bge_integrations.errors import OverBudgetError
 from bge_integrations.inference.engine import Engine
+from bge_integrations.process import despite_shutdown
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import total_bytes
-from bge_integrations.runtime.ending import despite_shutdown
 from bge_integrations.runtime.source import ModelKey, Resolved
 from bge_integrations.runtime.weights import loaded_bytes
 
@@ -23,7 +23,8 @@ class Resident:
     Attributes:
         key: What it is.
         nbytes: The room it takes or, once that is granted, will take.
-        engine: None while it loads.
+        engine: Not there while it loads.
+        loading: Whether it still loads.
         leases: Calls that use it now.
         used: When it was last leased, as the table counts.
         leaving: It takes no new calls and goes when the last lease ends.
@@ -31,20 +32,15 @@ class Resident:
 
     key: ModelKey
     nbytes: int = 0
-    engine: Engine | None = None
+    engine: Engine = field(init=False)
+    loading: bool = True
     leases: int = 0
     used: int = 0
     leaving: bool = False
 
     @property
-    def loaded(self) -> Engine:
-        if self.engine is None:
-            raise RuntimeError(f"{self.key.model} is still loading")
-        return self.engine
-
-    @property
     def ready(self) -> bool:
-        return self.engine is not None and not self.leaving
+        return not self.loading and not self.leaving
 
 
 class Residents:
@@ -68,19 +64,24 @@ class Residents:
     def loaded(self) -> list[Resident]:
         """The models that have finished loading."""
         with self._changed:
-            return [resident for resident in self._table.values() if resident.engine]
+            return [resident for resident in self._table.values() if not resident.loading]
 
     def depth(self, key: ModelKey) -> int:
         """Calls that wait for a model or run on it; 0 where it is not loaded."""
         with self._changed:
             resident = self._table.get(key)
-            return resident.engine.stats.queue_depth if resident and resident.engine else 0
+            return resident.engine.stats.queue_depth if resident and not resident.loading else 0
 
     def lease_if_ready(self, key: ModelKey) -> Resident | None:
         """A leased model, or None where that would take a load or a wait."""
         with self._changed:
             resident = self._table.get(key)
-            return self._leased(resident) if resident and resident.ready else None
+            if resident is None or resident.loading or resident.leaving:
+                return None
+            self._clock += 1
+            resident.used = self._clock
+            resident.leases += 1
+            return resident
 
     def lease(self, resolved: Resolved) -> Resident:
         """A leased model, after loading it if it isn't there; blocks.
@@ -93,9 +94,9 @@ class Residents:
         files = (*resolved.folder.weights(), *resolved.folder.module_weights(), *resolved.folder.heads.values())
         nbytes = loaded_bytes(files, key.dtype)
         with self._changed:
-            while resident := self._table.get(key):
-                if resident.ready:
-                    return self._leased(resident)
+            while self._table.get(key):
+                if resident := self.lease_if_ready(key):
+                    return resident
                 self._changed.wait()
             resident = self._table[key] = Resident(key)
         try:
@@ -105,17 +106,19 @@ class Residents:
             self._remove(resident)
             raise
         with self._changed:
-            resident.engine, resident.nbytes = engine, engine.backend.nbytes
+            resident.engine, resident.nbytes, resident.loading = engine, engine.backend.nbytes, False
             self.loads += 1
+            self._clock += 1
+            resident.used, resident.leases = self._clock, 1
             self._changed.notify_all()
-            return self._leased(resident)
+            return resident
 
     def lease_again(self, resident: Resident) -> None:
         """One more lease of a leased model."""
         with self._changed:
-            self._leased(resident)
+            resident.leases += 1
 
-    def release(self, resident: Resident) -> None:
+    def release(self, resident: Resident, _: object = None) -> None:
         """Ends one lease."""
         with self._changed:
             resident.leases -= 1
@@ -130,7 +133,7 @@ class Residents:
         """
         with self._changed:
             wanted = [r for r in self._table.values() if chosen(r.key)]
-            self._changed.wait_for(lambda: all(r.engine or self._table.get(r.key) is not r for r in wanted))
+            self._changed.wait_for(lambda: all(not r.loading or self._table.get(r.key) is not r for r in wanted))
             mine = [r for r in wanted if r.ready and self._table.get(r.key) is r]
             for resident in mine:
                 resident.leaving = True
@@ -154,12 +157,6 @@ class Residents:
         self._arriving.clear()
         self._changed = threading.Condition()
         return left
-
-    def _leased(self, resident: Resident) -> Resident:
-        self._clock += 1
-        resident.used = self._clock
-        resident.leases += 1
-        return resident
 
     def _make_room(self, newcomer: Resident, nbytes: int) -> None:
         """Reserves `nbytes`, evicting models by least recent use: idle ones at once, busy ones after their calls.
@@ -226,8 +223,8 @@ class Residents:
             return False
 
     def _free(self, resident: Resident) -> None:
-        resident.loaded.close()
-        resident.loaded.join()
+        resident.engine.close()
+        resident.engine.join()
         self._remove(resident)
 
     def _remove(self, resident: Resident) -> None:

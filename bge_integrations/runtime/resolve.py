@@ -48,7 +48,9 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
     device = resolve_device(source.device or ("cpu" if backend == "openvino" else None))
     dtype = source.dtype or ("int8" if folder.quantized else default_dtype(device))
     key = ModelKey(located.model, located.revision, backend, device, dtype)
-    return Resolved(key, folder, located.watched, spec, found_by, guessed, reason, source.trust_remote_code)
+    return Resolved(
+        source.model, key, folder, located.watched, spec, found_by, guessed, reason, source.trust_remote_code
+    )
 
 
 def check_kind(spec: ModelSpec, kind: Kind) -> None:

@@ -49,14 +49,16 @@ class ModelKey:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """What a source led to.
+    """What a source led to. Two are equal only if they are the same object: what was made from one is kept with it.
 
     Attributes:
+        name: What the caller called the model.
         key: The cache's key.
         folder: The model's files.
-        watched: The local folders that a look at the model looks at; none for a repository of the hub.
+        watched: The local folders whose files decide the revision, looked at in every call; none for files that never
+            change: a repository of the hub, or a model that ships with this package.
         spec: The catalogue's row, or None for a model outside it.
         found_by: How the row was found, for people.
         guessed: Whether the files only name the row as a parent: what they say themselves goes before it.
@@ -64,6 +66,7 @@ class Resolved:
         trust_remote_code: Whether the folder's own Python code may run.
     """
 
+    name: str
     key: ModelKey
     folder: Folder
     watched: tuple[Path, ...]
@@ -79,7 +82,7 @@ class Located:
     """Where a model's files are, and under which name and revision the cache knows them.
 
     Attributes:
-        watched: Of a local model the folders whose files decide the revision, links on the way not followed.
+        watched: As in `Resolved`; links on the way are not followed.
         base: Of an adapter, the folder of its base.
     """
 

@@ -1,27 +1,26 @@
-"""One caller's items on their way through an engine: one body for sync and async callers, with or without a bar."""
+"""A call's output on its way to the caller: one body for sync and async callers, with or without a bar."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from itertools import islice
 from operator import length_hint
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from bge_integrations.inference.call import Cut, Output, Rows
+from bge_integrations.inference.batch import Cut, Output, Rows
+from bge_integrations.process import awaited, wait
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 _AT_ONCE = 256
 """Texts, pairs or token vectors whose results are made on the event loop: some 1 ms of work."""
 
 
-class Stream(Generic[T, R]):
+class Stream(Generic[R]):
     """Feeds items to an engine chunk by chunk and yields what is made of each chunk's rows, in order.
 
     The next chunk is queued before the first is awaited, so that the device never waits for the caller.
@@ -38,8 +37,8 @@ class Stream(Generic[T, R]):
 
     def __init__(
         self,
-        items: Iterable[T],
-        start: Callable[[list[T], int, bool], Future[Output]],
+        items: Iterable[Any],
+        start: Callable[[list[Any], int, bool], Future[Output]],
         size: int,
         *,
         convert: Callable[[Rows], R],
@@ -66,7 +65,7 @@ class Stream(Generic[T, R]):
             while (future := self._next(patient=True)) is not None:
                 yield self._taken(await awaited(future))
 
-    def __enter__(self) -> "Stream[T, R]":
+    def __enter__(self) -> "Stream[R]":
         return self
 
     def __exit__(self, error: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
@@ -91,36 +90,6 @@ class Stream(Generic[T, R]):
         return self._convert(output.rows)
 
 
-def as_they_are(rows: Rows) -> Rows:
-    """The conversion that changes nothing."""
-    return rows
-
-
-async def awaited(future: "Future[R]") -> R:
-    """The future's result; cancelling the wait cancels the work.
-
-    As `asyncio.wrap_future`, but for its reference cycle, which would keep the rows until a garbage collection.
-    """
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def wake() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def finish(_: "Future[R]") -> None:
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(wake)
-
-    future.add_done_callback(finish)
-    try:
-        await done
-    except asyncio.CancelledError:
-        future.cancel()
-        raise
-    return future.result()
-
-
 async def off_loop(items: int, function: Callable[..., R], *arguments: object) -> R:
     """What a function makes of so many items: of many in a thread, so that the event loop goes on."""
     if items <= _AT_ONCE:
@@ -130,12 +99,3 @@ async def off_loop(items: int, function: Callable[..., R], *arguments: object) -
     except RuntimeError:  # the interpreter ends, and no executor takes work any more
         return function(*arguments)
     return await running
-
-
-def wait(future: "Future[R]") -> R:
-    """The future's result; an interrupt while waiting cancels the work."""
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise

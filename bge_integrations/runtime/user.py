@@ -3,90 +3,87 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
+
+import numpy as np
 
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
-from bge_integrations.errors import InputTooLongError, UnknownModelError
-from bge_integrations.inference.batch import Encoding
-from bge_integrations.inference.call import Cut, Output
-from bge_integrations.inference.engine import Check, accept
-from bge_integrations.runtime.cache import ModelCache, Prepare, default_cache
+from bge_integrations.errors import UnknownModelError
+from bge_integrations.inference.batch import Cut, Output, Rows
+from bge_integrations.inference.plan import Plan
+from bge_integrations.process import awaited, wait
+from bge_integrations.runtime.cache import ModelCache, default_cache
 from bge_integrations.runtime.device import normalize_devices, normalize_dtype
-from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.replicas import spread
+from bge_integrations.runtime.request import Options, Request
 from bge_integrations.runtime.resolve import check_kind
 from bge_integrations.runtime.source import Kind, ModelSource, Resolved
+from bge_integrations.runtime.stream import Stream
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 OnTruncate = Literal["warn", "raise", "ignore"]
 BackendName = Literal["auto", "torch", "openvino", "sentence_transformers"]
 
 _PACKAGE = __name__.partition(".")[0]
 
 
+@dataclass(repr=False, eq=False)
 class ModelUser:
     """Configuration of something that uses one model; the model itself lives in the cache.
 
     Its arguments are documented in `BgeEmbedder`.
     """
 
-    kind: Kind
+    kind: ClassVar[Kind]
+    pooling_optional: ClassVar[bool] = False
+    """Whether a folder that does not say how it pools is accepted."""
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        max_length: int | None,
-        on_truncate: OnTruncate,
-        backend: BackendName,
-        device: object,
-        dtype: object,
-        revision: str | None,
-        max_batch_tokens: int | None,
-        like: str | None,
-        cache: ModelCache | None,
-        cache_folder: str | None,
-        token: str | None,
-        local_files_only: bool,
-        trust_remote_code: bool,
-    ) -> None:
-        self.model = os.fspath(model)
-        self.max_length = None if max_length is None else positive("max_length", max_length)
-        self.on_truncate = _one_of("on_truncate", on_truncate, ("warn", "raise", "ignore"))
-        self.backend = _one_of("backend", backend, get_args(BackendName))
-        devices = normalize_devices(device)
+    model: str
+    _: KW_ONLY
+    max_length: int | None = None
+    on_truncate: OnTruncate = "warn"
+    backend: BackendName = "auto"
+    device: object = None
+    dtype: object = None
+    revision: str | None = None
+    max_batch_tokens: int | None = None
+    like: str | None = None
+    cache: ModelCache | None = None
+    cache_folder: str | None = None
+    token: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        self.model = os.fspath(self.model)
+        self.max_length = optional_positive("max_length", self.max_length)
+        self.on_truncate = _one_of("on_truncate", self.on_truncate, get_args(OnTruncate))
+        self.backend = _one_of("backend", self.backend, get_args(BackendName))
+        devices = normalize_devices(self.device)
         self.device = devices[0] if len(devices) == 1 else devices
-        self.dtype = _dtype_of(dtype, self.backend)
-        self.revision = revision
-        self.max_batch_tokens = None if max_batch_tokens is None else positive("max_batch_tokens", max_batch_tokens)
-        self.like = like
-        self.cache = cache
-        self.cache_folder = None if cache_folder is None else str(cache_folder)
-        self.token = token
-        self.local_files_only = local_files_only
-        self.trust_remote_code = trust_remote_code
+        self.dtype = dtype = _dtype_of(self.dtype, self.backend)
+        self.max_batch_tokens = optional_positive("max_batch_tokens", self.max_batch_tokens)
+        self.cache_folder = None if self.cache_folder is None else str(self.cache_folder)
         check_name(self.model)
         self._row = self._find_row()
         if self._row:
             check_kind(self._row, self.kind)
         self._source = ModelSource(
-            model=self.model, kind=self.kind, path=named_folder(self.model), revision=revision, backend=self.backend,
-            device=devices[0], dtype=self.dtype, like=like, cache_folder=_absolute(cache_folder), token=token,
-            local_files_only=local_files_only, trust_remote_code=trust_remote_code,
+            model=self.model, kind=self.kind, path=named_folder(self.model), revision=self.revision,
+            backend=self.backend, device=devices[0], dtype=dtype, like=self.like,
+            cache_folder=_absolute(self.cache_folder), token=self.token, local_files_only=self.local_files_only,
+            trust_remote_code=self.trust_remote_code, pooling_optional=self.pooling_optional,
         )  # fmt: skip
+        self._replicas = [replace(self._source, device=device) for device in devices]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
-
-    @property
-    def _cache(self) -> ModelCache:
-        return self.cache or default_cache()
 
     def _find_row(self) -> ModelSpec | None:
         """The catalogue's row where the name, or `like`, alone tells it."""
@@ -99,59 +96,56 @@ class ModelUser:
             return None
 
     def _resolved(self) -> Resolved:
-        return self._cache.resolve(self._source)
+        return (self.cache or default_cache()).resolve(self._source)
 
-    def _submit(self, items: list[Item], prepare: Callable[[list[Item], int], Prepare[Output]]) -> "Future[Output]":
-        """Runs one call, on as many replicas as there are devices.
+    def _plan(self, options: Options) -> Plan:
+        return (self.cache or default_cache()).plan(self._source, options)
 
-        Args:
-            items: Texts or pairs.
-            prepare: Given some of them and the index of their first, what `ModelCache.submit` takes.
-        """
+    def _submit(
+        self, options: Options, items: Sequence[Any], first: int = 0, *, patient: bool = False
+    ) -> "Future[Output]":
+        """Runs one call, on as many replicas as there are devices."""
+        request = Request(
+            source=self._source, options=options, items=items, max_batch_tokens=self.max_batch_tokens,
+            refuse_long=self.on_truncate == "raise", first=first, patient=patient,
+        )  # fmt: skip
 
-        def start(source: ModelSource, part: list[Item], index: int) -> "Future[Output]":
-            return self._cache.submit(source, prepare(part, index))
+        cache = self.cache or default_cache()
+        return cache.submit(request) if len(self._replicas) == 1 else spread(request, self._replicas, cache)
 
-        return spread(items, self._replicas, start, self._cache.depth)
+    def _run(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
+        """The rows of all items as one call or, for a bar to move, in calls of `bar_every` items."""
+        if not bar_every:
+            output = wait(self._submit(options, items))
+            if output.cuts:
+                self._report(options, output.cuts)
+            return output.rows
+        return np.concatenate(list(self._stream(options, items, bar_every, convert=np.asarray, bar=True)))
 
-    @property
-    def _replicas(self) -> tuple[ModelSource, ...]:
-        """What to load on each device."""
-        if not isinstance(self.device, tuple):
-            return (self._source,)
-        return tuple(replace(self._source, device=device) for device in self.device)
+    async def _arun(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
+        """As `_run`, without blocking the event loop."""
+        if not bar_every:
+            output = await awaited(self._submit(options, items, patient=True))
+            if output.cuts:
+                self._report(options, output.cuts)
+            return output.rows
+        return np.concatenate(
+            [rows async for rows in self._stream(options, items, bar_every, convert=np.asarray, bar=True)]
+        )
 
-    def _limit(self, folder: Folder, default: int) -> int:
-        """Tokens at which a text is cut: the caller's, else `default`, as far as the model's positions go.
+    def _stream(
+        self, options: Options, items: Iterable[Any], size: int, *, convert: Callable[[Rows], T], bar: bool = False
+    ) -> Stream[T]:
+        def start(chunk: list[Any], first: int, patient: bool) -> Future[Output]:
+            return self._submit(options, chunk, first, patient=patient)
 
-        Raises:
-            ValueError: The caller's limit is more than the model can take.
-        """
-        positions = folder.positions
-        if self.max_length is None:
-            return default if positions is None else min(default, positions)
-        if positions is not None and self.max_length > positions:
-            raise ValueError(f"max_length={self.max_length} is more than the {positions} tokens {self.model} can take.")
-        return self.max_length
+        return Stream(items, start, size, convert=convert, report=partial(self._report, options), bar=bar)
 
-    def _check(self, limit: int, what: str) -> Check:
-        """What refuses a text over the limit with `on_truncate="raise"`."""
-        if self.on_truncate != "raise":
-            return accept
-
-        def check(index: int, encoding: Encoding) -> None:
-            if len(encoding) < encoding.full_length:
-                raise InputTooLongError(
-                    f"{what} {index} has {encoding.full_length} tokens; the limit is {limit}. Split it, raise "
-                    'max_length as far as the model allows, or pass on_truncate="warn".'
-                )
-
-        return check
-
-    def _report(self, cuts: Sequence[Cut], limit: int | None, what: str) -> None:
-        """One warning a call for all texts that were cut."""
+    def _report(self, options: Options, cuts: Sequence[Cut]) -> None:
+        """One warning a call for all items that were cut."""
         if not cuts or self.on_truncate != "warn":
             return
+        limit, what = self._plan(options).max_length, "text" if self.kind == "embedder" else "pair"
         indices = ", ".join(str(cut.index) for cut in cuts[:10]) + (", ..." if len(cuts) > 10 else "")
         longest = max(cut.full_length for cut in cuts)
         warnings.warn(
@@ -180,6 +174,11 @@ def positive(name: str, value: int) -> int:
     return value
 
 
+def optional_positive(name: str, value: int | None) -> int | None:
+    """As `positive`; None stays None."""
+    return None if value is None else positive(name, value)
+
+
 def _absolute(folder: str | None) -> str | None:
     return None if folder is None else str(Path(folder).expanduser().absolute())
 
@@ -195,3 +194,55 @@ def _one_of(name: str, value: T, possible: tuple[str, ...]) -> T:
     if value not in possible:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, possible))}.")
     return value
+
+
+def iter_texts(texts: Iterable[str], name: str = "texts") -> Iterator[str]:
+    """The texts one by one, for iterables of any length; raises as `checked_texts`, once it comes to a bad one."""
+    _refuse_bare(texts, name)
+    return (_checked(text, index, name) for index, text in enumerate(texts))
+
+
+def checked_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
+    """The texts as a list.
+
+    Args:
+        texts: Any iterable of strings.
+        name: What the caller calls it.
+
+    Raises:
+        TypeError: One bare string, something that is no iterable, or an element that is no string, with its index.
+    """
+    if not isinstance(texts, list):
+        _refuse_bare(texts, name)
+    listed = list(texts)
+    if set(map(type, listed)) - {str}:
+        for index, text in enumerate(listed):
+            _checked(text, index, name)
+    return listed
+
+
+def checked_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs as a list of tuples.
+
+    Raises:
+        TypeError: Something that is not a pair of strings, with its index.
+    """
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs must be a list of (query, passage) pairs, not {type(pairs).__name__}.")
+    checked = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise TypeError(f"pairs[{index}] must be two strings, (query, passage), not {pair!r:.60}.")
+        checked.append((pair[0], pair[1]))
+    return checked
+
+
+def _refuse_bare(texts: object, name: str) -> None:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be a list of strings, not {type(texts).__name__}. For one text pass [text].")
+
+
+def _checked(text: str, index: int, name: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name}[{index}] is {type(text).__name__}, not a string: {text!r:.60}.")
+    return text

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from bge_integrations import BgeEmbedder, list_models
-from bge_integrations.embed.lists import to_lists
+from bge_integrations.embed.embedder import to_lists
 
 LINES = tiny.TEXT.strip().splitlines()
 

@@ -15,13 +15,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from bge_integrations.inference.backends import varlen
 from bge_integrations.inference.backends.base import DeviceMemoryError, Launched
 from bge_integrations.inference.backends.pytorch import TorchBackend
-from bge_integrations.inference.batch import Encoding, TokenBatch
-from bge_integrations.inference.call import Call, Output
-from bge_integrations.inference.device_lock import DeviceLock
-from bge_integrations.inference.engine import accept
+from bge_integrations.inference.batch import Call, Encoding, Output, TokenBatch
+from bge_integrations.inference.engine import MAX_WAITING_CALLS, Queue
 from bge_integrations.inference.heads import Dense, Head
-from bge_integrations.inference.queue import MAX_WAITING_CALLS, Queue
 from bge_integrations.inference.tokenize import TextTokenizer
+from bge_integrations.process import DeviceLock
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Bench:
         head: Head = Dense(),  # noqa: B008 - frozen
         max_batch_tokens: int = 64,
         encode: Callable[[Sequence[str]], list[Encoding]] = encode,
-        check: Callable[[int, Encoding], None] = accept,
+        check: Callable[[int, Encoding], None] = lambda index, encoding: None,
         patient: bool = False,
     ) -> "Future[Output]":
         call = Call(texts, encode, check, head, max_batch_tokens, patient=patient)

@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_integrations.inference.batch import Encoding, TokenBatch
-from bge_integrations.inference.batching import BatchSize
+from bge_integrations.inference.batch import BatchSize, Encoding, TokenBatch
 
 ids = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
@@ -34,16 +33,16 @@ def test_padded_round_trips(texts, with_types, pad_id):
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), min_size=1), budget=st.integers(1, 200), padded=st.booleans())
 def test_the_budget_is_never_exceeded_but_by_a_lone_text(lengths, budget, padded):
-    batches, size = [], BatchSize(padded)
+    batches, size = [[]], BatchSize(padded)
     for length in lengths:
-        if not size.fits(length, budget):
-            batches.append(size)
+        if not size.add(length, budget):
+            batches.append([])
             size = BatchSize(padded)
-        size = size.with_text(length)
-    batches.append(size)
-    assert all(size.tokens <= budget or size.count == 1 for size in batches)
-    assert sum(size.count for size in batches) == len(lengths)
-    assert sum(size.total for size in batches) == sum(lengths)
+            assert size.add(length, budget)
+        batches[-1].append(length)
+        assert size.tokens == (max(batches[-1]) * len(batches[-1]) if padded else sum(batches[-1]))
+        assert size.tokens <= budget or len(batches[-1]) == 1
+    assert [length for batch in batches for length in batch] == lengths
 
 
 @settings(deadline=None)
@@ -51,6 +50,7 @@ def test_the_budget_is_never_exceeded_but_by_a_lone_text(lengths, budget, padded
 def test_padding_is_counted_where_it_is_computed(lengths):
     padded, packed = BatchSize(padded=True), BatchSize(padded=False)
     for length in lengths:
-        padded, packed = padded.with_text(length), packed.with_text(length)
+        assert padded.add(length)
+        assert packed.add(length)
     assert padded.tokens == max(lengths) * len(lengths)
     assert packed.tokens == sum(lengths)

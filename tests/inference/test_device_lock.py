@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from bge_integrations.inference import device_lock as module
-from bge_integrations.inference.device_lock import DeviceLock, device_lock, forget_device_locks
+from bge_integrations import process
+from bge_integrations.process import DeviceLock, device_lock
 
 
 def test_whoever_asked_first_is_first(eventually):
@@ -76,7 +76,7 @@ def test_two_queues_on_one_device_take_turns(make_bench, eventually):
 def test_a_device_has_one_lock_until_a_fork():
     before = device_lock("cuda:7")
     assert device_lock("cuda:7") is before is not device_lock("cuda:8")
-    forget_device_locks()
+    process.renew_locks()
     assert device_lock("cuda:7") is not before
 
 
@@ -92,9 +92,9 @@ def test_a_fork_waits_for_the_forward_that_runs(eventually):
     lock, order = device_lock("cuda:9"), []
 
     def fork():
-        module.hold_devices()
+        process.hold_devices()
         order.append("fork")
-        module.let_devices_go()
+        process.let_devices_go()
 
     thread = threading.Thread(target=fork)
     with lock:
@@ -107,10 +107,10 @@ def test_a_fork_waits_for_the_forward_that_runs(eventually):
 
 
 def test_a_fork_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr(module, "_FORK_SECONDS", 0.01)
+    monkeypatch.setattr(process, "_FORK_SECONDS", 0.01)
     lock = device_lock("cuda:9")
     with lock:
-        module.hold_devices()
-        module.let_devices_go()
+        process.hold_devices()
+        process.let_devices_go()
         assert lock._held
     assert not lock._held

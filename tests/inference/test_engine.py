@@ -4,7 +4,6 @@ import gc
 import logging
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from bge_integrations.errors import ClosedError, InputTooLongError, NonFiniteError
 from bge_integrations.inference.engine import Engine
-from bge_integrations.inference.heads import Dense, Logit
+from bge_integrations.inference.heads import Dense
+from bge_integrations.inference.plan import PairPlan, TextPlan
 from bge_integrations.types import Pooling
 
 TEXTS = [line for line in tiny.TEXT.splitlines() if line]
@@ -36,8 +36,7 @@ def make_engine(request, text_tokenizer, torch_backend):
 
 
 def submit(engine, texts, *, head=Dense(), max_length=64, prefix="", **arguments):  # noqa: B008 - frozen
-    encode = partial(engine.tokenizer.texts, max_length=max_length, prefix=prefix)
-    return engine.submit(texts, encode, head=head, **arguments)
+    return engine.submit(texts, TextPlan(head=head, dim=32, max_length=max_length, prefix=prefix), **arguments)
 
 
 def rows(engine, texts, **arguments):
@@ -68,8 +67,8 @@ def test_a_prefix_is_part_of_every_text(bert_embedder, make_engine):
 def test_pairs(xlmr_reranker, make_engine):
     pairs = [*zip(TEXTS, reversed(TEXTS), strict=True)]
     engine = make_engine(xlmr_reranker)
-    encode = partial(engine.tokenizer.pairs, max_length=300, query_max_length=200, prefixes=("Q: ", "P: "))
-    output = engine.submit(pairs, encode, head=Logit())
+    plan = PairPlan(prefixes=("Q: ", "P: "), max_length=300, query_max_length=200, prompt="", layers=None)
+    output = engine.submit(pairs, plan)
     tokenizer = AutoTokenizer.from_pretrained(xlmr_reranker)
     model = AutoModelForSequenceClassification.from_pretrained(xlmr_reranker)
     with torch.no_grad():
@@ -121,8 +120,8 @@ def test_a_lone_surrogate_fails_its_call_alone(bert_embedder, make_engine):
     engine = make_engine(bert_embedder)
     with pytest.raises(ValueError, match="Text 1 holds a lone surrogate"):
         rows(engine, ["fine", "b\udfffd"])
-    encode = partial(engine.tokenizer.pairs, max_length=9, query_max_length=5)
-    pairs = engine.submit([("q", "p"), ("q", "\ud800")], encode, head=Dense())
+    plan = PairPlan(prefixes=("", ""), max_length=9, query_max_length=5, prompt="", layers=None)
+    pairs = engine.submit([("q", "p"), ("q", "\ud800")], plan)
     with pytest.raises(ValueError, match="Text 1 holds a lone surrogate"):
         pairs.result(timeout=60)
     np.testing.assert_allclose(rows(engine, TEXTS), by_hand(bert_embedder, TEXTS), atol=1e-5, rtol=0)

@@ -111,7 +111,7 @@ def test_bfloat16_is_near_and_computes_exactly_where_asked(bert_embedder, both, 
     expected = both(BgeEmbedder, bert_embedder)[0].encode_documents(LINES)
     _, rough = both(BgeEmbedder, bert_embedder, dtype="bfloat16")
     assert cosines(rough.encode_documents(LINES), expected).min() > 0.99
-    engine = next(r.loaded for r in cache._residents.loaded() if r.key.dtype == "bfloat16")
+    engine = next(r.engine for r in cache._residents.loaded() if r.key.dtype == "bfloat16")
     batch = TokenBatch.of(engine.tokenizer.texts(LINES, max_length=512))
     close(engine.backend.run(batch, Dense(), exact=True), expected)
 

@@ -10,8 +10,8 @@ import pytest
 
 from bge_integrations.errors import ClosedError, DeviceLostError, InputTooLongError, NonFiniteError, OverloadedError
 from bge_integrations.inference.batch import Encoding
+from bge_integrations.inference.engine import CLEAN_BATCHES
 from bge_integrations.inference.heads import Logit
-from bge_integrations.inference.queue import CLEAN_BATCHES
 
 TEXTS = [f"{number:08}" for number in range(400)]
 

@@ -10,11 +10,12 @@ import pytest
 import tiny
 
 from bge_integrations import BgeEmbedder, BgeM3Embedder, BgeReranker, InputTooLongError
-from bge_integrations.inference.call import Cut, Output
+from bge_integrations.inference.batch import Cut, Output
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.llama_index import BgeEmbedding
 from bge_integrations.runtime.device import normalize_devices
 from bge_integrations.runtime.replicas import spread
+from bge_integrations.runtime.request import Request
 
 TEXTS = [line for line in tiny.TEXT.splitlines() if line]
 TWO = ["cpu", "cpu"]
@@ -108,18 +109,21 @@ def test_one_device_in_a_list_is_that_device(embedder):
     assert normalize_devices(["cuda", "cuda:1"]) == ("cuda:0", "cuda:1")
 
 
+def request(items):
+    return Request(source="a", options=None, items=items)
+
+
 class Parts:
     """Calls that a test ends by hand."""
 
     def __init__(self):
         self.futures = {}
 
-    def start(self, replica, items, first):
-        self.futures[replica] = Future()
-        return self.futures[replica]
+    def submit(self, request):
+        return self.futures.setdefault(request.source, Future())
 
     def call(self, items):
-        return spread(items, ["a", "b"], self.start, lambda replica: 0)
+        return spread(request(items), ["a", "b"], self)
 
 
 def output(count, *cuts):
@@ -161,12 +165,13 @@ def test_cancelling_the_call_cancels_its_parts():
 def test_no_item_is_lost(lengths):
     seen = []
 
-    def start(replica, items, first):
-        seen.append((first, items))
-        done = Future()
-        done.set_result(output(len(items)))
-        return done
+    class Done:
+        def submit(self, part):
+            seen.append((part.first, part.items))
+            done = Future()
+            done.set_result(output(len(part.items)))
+            return done
 
     items = ["x" * length for length in lengths]
-    assert len(spread(items, ["a", "b", "c"], start, lambda replica: 0).result().rows) == len(items)
+    assert len(spread(request(items), ["a", "b", "c"], Done()).result().rows) == len(items)
     assert [item for _, part in sorted(seen) for item in part] == items

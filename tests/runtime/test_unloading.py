@@ -129,9 +129,9 @@ def test_a_dropped_cache_frees_its_weights_and_ends_its_threads(backend, folders
     reranker = BgeReranker(str(bert_reranker), cache=cache, device="cpu", backend=backend)
     embedder.encode_documents(["a"])
     reranker.score([("a", "b")])
-    engines = [resident.loaded for resident in cache._residents.loaded()]
+    engines = [resident.engine for resident in cache._residents.loaded()]
     weights = [weakref.ref(weight) for engine in engines for weight in engine.backend._model.parameters()]
-    workers = [engine.worker for engine in engines]
+    workers = [engine.queue.worker for engine in engines]
     assert len(weights) > 20
     assert all(worker.is_alive() for worker in workers)
     del engines, cache, embedder, reranker

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from bge_integrations.inference.batch import TokenBatch
-from bge_integrations.inference.call import Rows
+from bge_integrations.inference.batch import Rows, TokenBatch
 from bge_integrations.inference.heads import Head
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bge_integrations.inference.threads import PackageThread
+from bge_integrations.process import PackageThread
 
 logger = logging.getLogger(__name__)
 

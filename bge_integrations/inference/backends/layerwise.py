@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, Gemma2Model, GraniteConfig, GraniteModel, PreTrainedModel
 
-from bge_integrations.inference.backends.pytorch import ModuleBackend, boundaries, positions, softcapped
-from bge_integrations.inference.backends.transfer import to_device
+from bge_integrations.inference.backends.pytorch import ModuleBackend, boundaries, positions, softcapped, to_device
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Head, Layers
 

@@ -8,34 +8,52 @@ import torch
 from numpy.typing import NDArray
 
 from bge_integrations.inference.backends.base import Launched
-from bge_integrations.inference.backends.pooling import dense_rows
-from bge_integrations.inference.backends.transfer import HostCopy, to_device
-from bge_integrations.inference.batch import TokenBatch
-from bge_integrations.inference.call import Rows
-from bge_integrations.inference.heads import M3
+from bge_integrations.inference.backends.fused import Fusing
+from bge_integrations.inference.backends.graphs import ForwardGraphs
+from bge_integrations.inference.backends.pytorch import HostCopy, TorchBackend, dense_rows, to_device
+from bge_integrations.inference.batch import Rows, TokenBatch
+from bge_integrations.inference.heads import M3, Head
 from bge_integrations.types import SparseEmbedding
 
 
-def m3_rows(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, unused: tuple[int, ...]) -> Rows | Launched:
-    """One object a text and output: a dense vector, a `SparseEmbedding`, or an array of token vectors.
+class M3Backend(TorchBackend):
+    """An encoder with bge-m3's own heads, its modules `sparse_linear` and `colbert_linear`.
 
     Args:
-        model: Holds the heads `sparse_linear` and `colbert_linear`.
-        hidden: (tokens, width), all texts end to end.
-        batch: The texts.
-        head: Which outputs.
+        model: As `TorchBackend`, and so the others.
         unused: Tokens that have no sparse weight.
     """
-    copies = [HostCopy(_on_device(model, hidden, batch, head, output)) for output in head.outputs]
 
-    def rows() -> Rows:
-        objects = np.empty((len(batch), len(head.outputs)), dtype=object)
-        for column, (output, copy) in enumerate(zip(head.outputs, copies, strict=True)):
-            for row, value in enumerate(_by_text(output, copy.wait(), batch, unused)):
-                objects[row, column] = value
-        return objects
+    def __init__(
+        self,
+        model: Any,
+        *,
+        packed: bool,
+        engine: str,
+        unused: tuple[int, ...] = (),
+        fusing: Fusing | None = None,
+        graphs: ForwardGraphs | None = None,
+    ) -> None:
+        super().__init__(model, packed=packed, engine=engine, fusing=fusing, graphs=graphs)
+        self._unused = unused
 
-    return Launched(rows) if hidden.is_cuda else rows()
+    def rows_of(
+        self, model: Any, hidden: torch.Tensor, batch: TokenBatch, head: Head
+    ) -> torch.Tensor | Rows | Launched:
+        """For `M3` one object a text and output: a dense vector, a `SparseEmbedding`, or an array of token vectors."""
+        if not isinstance(head, M3):
+            return super().rows_of(model, hidden, batch, head)
+        outputs = head.outputs
+        copies = [HostCopy(_on_device(model, hidden, batch, head, output)) for output in outputs]
+
+        def rows() -> Rows:
+            objects = np.empty((len(batch), len(outputs)), dtype=object)
+            for column, (output, copy) in enumerate(zip(outputs, copies, strict=True)):
+                for row, value in enumerate(_by_text(output, copy.wait(), batch, self._unused)):
+                    objects[row, column] = value
+            return objects
+
+        return Launched(rows) if hidden.is_cuda else rows()
 
 
 def _on_device(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, output: str) -> torch.Tensor:

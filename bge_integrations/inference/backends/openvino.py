@@ -9,8 +9,7 @@ import numpy as np
 import openvino  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from bge_integrations.inference.batch import IntArray, TokenBatch
-from bge_integrations.inference.call import Rows
+from bge_integrations.inference.batch import IntArray, Rows, TokenBatch
 from bge_integrations.inference.heads import Dense, Head
 from bge_integrations.types import Pooling
 

@@ -1,26 +1,27 @@
-"""The torch backend: transformers' own model classes, padded (the reference) or packed, over one copy of weights."""
+"""The torch backend: transformers' own model classes, padded (the reference) or packed, over one copy of weights.
+
+Copies to and from a device wait for nothing: on CUDA they run beside what is being computed.
+"""
 
 import copy
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bge_integrations.errors import WrongKindError
+from bge_integrations.errors import DeviceLostError, WrongKindError
 from bge_integrations.inference.backends.base import DeviceMemoryError, Launched
 from bge_integrations.inference.backends.fused import Fusing
 from bge_integrations.inference.backends.graphs import Arrays, ForwardGraphs
-from bge_integrations.inference.backends.m3 import m3_rows
-from bge_integrations.inference.backends.pooling import dense_rows
-from bge_integrations.inference.backends.transfer import device_errors, to_device, to_host
-from bge_integrations.inference.batch import TokenBatch
-from bge_integrations.inference.call import Rows
-from bge_integrations.inference.heads import M3, Dense, Head, Logit, TokenLogit
+from bge_integrations.inference.batch import Rows, TokenBatch
+from bge_integrations.inference.heads import Dense, Head, Logit, TokenLogit
+from bge_integrations.types import Pooling
 
 
 class ModuleBackend(ABC):
@@ -49,7 +50,9 @@ class ModuleBackend(ABC):
             model = self._in_float32() if exact else self._model
             with device_errors(), torch.inference_mode():
                 rows = self.rows(model, batch, head)
-                return to_host(rows) if isinstance(rows, torch.Tensor) else rows
+                if not isinstance(rows, torch.Tensor):
+                    return rows
+                return Launched(HostCopy(rows).wait) if rows.is_cuda else rows.float().numpy()
         except torch.OutOfMemoryError as error:
             message = str(error)
         # Outside the handler, whose traceback would keep the forward's tensors alive.
@@ -78,11 +81,9 @@ class TorchBackend(ModuleBackend):
     """A transformers encoder, decoder, or either with a head.
 
     Args:
-        model: From one of transformers' auto classes, on its device, attention chosen by `packed`; bge-m3's own heads
-            are its modules `sparse_linear` and `colbert_linear`.
+        model: From one of transformers' auto classes, on its device, attention chosen by `packed`.
         packed: Run without padding; the model's attention must be `varlen.NAME`.
         engine: "packed" or "padded", with the reason.
-        unused: Tokens that have no sparse weight.
         fusing: Compiles the layers once there is enough work.
         graphs: Replays packed forwards over small batches.
     """
@@ -93,14 +94,16 @@ class TorchBackend(ModuleBackend):
         *,
         packed: bool,
         engine: str,
-        unused: tuple[int, ...] = (),
         fusing: Fusing | None = None,
         graphs: ForwardGraphs | None = None,
     ) -> None:
         super().__init__(model, padded=not packed, engine=engine)
         self._pad_id = model.config.pad_token_id
+        self._has_pad_token = self._pad_id is not None and 0 <= self._pad_id < (self.vocabulary or math.inf)
+        # Of a decoder that scores each text at its last token transformers looks for the last one that is not padding,
+        # and without a padding token takes one text alone.
+        self._scores_last_token = hasattr(model, "score") and not self._has_pad_token
         self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
-        self._unused = unused
         self._fusing = fusing
         self._graphs = graphs
 
@@ -111,30 +114,23 @@ class TorchBackend(ModuleBackend):
 
     def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows | Launched:
         """One forward, padded or packed."""
-        if self.padded and isinstance(head, Logit) and not self._scores_last_token(model):
+        if self.padded and isinstance(head, Logit) and not self._scores_last_token:
             return cast("torch.Tensor", model(**self._padded_inputs(model, batch)).logits)
         hidden = self._padded(model, batch) if self.padded else self._packed(model, batch)
+        return self.rows_of(model, hidden, batch, head)
+
+    def rows_of(
+        self, model: Any, hidden: torch.Tensor, batch: TokenBatch, head: Head
+    ) -> torch.Tensor | Rows | Launched:
+        """What the head keeps of hidden states, (tokens, width), of all texts end to end."""
         if isinstance(head, Dense):
             return dense_rows(hidden, batch, head)
-        if isinstance(head, M3):
-            return m3_rows(model, hidden, batch, head, self._unused)
         ends = to_device(batch.cu_seqlens, hidden.device)
         if isinstance(head, TokenLogit):
             return _token_logit(model, hidden[ends[1:] - 1], head.token)
-        if self._scores_last_token(model):
+        if self._scores_last_token:
             return cast("torch.Tensor", model.score(hidden[ends[1:] - 1]))
         return _classify(model, hidden[ends[:-1]])
-
-    def _scores_last_token(self, model: Any) -> bool:
-        """Whether it is a decoder that scores each text at its last token, without a padding token to find it by.
-
-        transformers looks for the last token that is not padding, and without a padding token takes one text alone.
-        """
-        return hasattr(model, "score") and not self._has_pad_token
-
-    @property
-    def _has_pad_token(self) -> bool:
-        return self._pad_id is not None and 0 <= self._pad_id < (self.vocabulary or math.inf)
 
     def _padded(self, model: Any, batch: TokenBatch) -> torch.Tensor:
         """Hidden states of all texts end to end, (tokens, width)."""
@@ -161,7 +157,9 @@ class TorchBackend(ModuleBackend):
                 return hidden
             if self._fusing:
                 self._fusing.count(len(batch.ids))
-        inputs = {name: to_device(array, model.device) for name, array in arrays.items()}
+        inputs = {}
+        for name, array in arrays.items():
+            inputs[name] = to_device(array, model.device)
         return packed_hidden(model, inputs, batch.max_seqlen, torch.from_numpy(batch.cu_seqlens))
 
 
@@ -232,3 +230,62 @@ def _token_logit(model: Any, last: torch.Tensor, token: int) -> torch.Tensor:
 def softcapped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Gemma 2's bound on its logits."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def dense_rows(hidden: torch.Tensor, batch: TokenBatch, head: Dense) -> torch.Tensor:
+    """Pools, cuts and normalises the hidden states of all texts, (tokens, width)."""
+    if head.pooling is Pooling.MEAN:
+        lengths = to_device(batch.lengths, hidden.device)
+        pooled = torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)  # else it asks the device
+    else:
+        which = batch.cu_seqlens[:-1] if head.pooling is Pooling.CLS else batch.cu_seqlens[1:] - 1
+        pooled = hidden[to_device(which, hidden.device)]
+    return finish(pooled, head)
+
+
+def finish(pooled: torch.Tensor, head: Dense) -> torch.Tensor:
+    """Cuts and normalises pooled vectors, in float32."""
+    vectors = pooled.float()[:, : None if head.cut_last else head.dim]
+    vectors = torch.nn.functional.normalize(vectors, dim=-1) if head.normalize else vectors
+    return vectors[:, : head.dim]
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The numbers on a device."""
+    host = torch.from_numpy(array)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A tensor on its way to the host's memory, in float32."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        values = values.float()
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(values.device).record_event()
+        else:
+            self._host = values.cpu()
+
+    def wait(self) -> NDArray[np.float32]:
+        """The numbers, once they are there."""
+        if self._arrived is not None:
+            with device_errors():
+                self._arrived.synchronize()
+        array: NDArray[np.float32] = self._host.numpy()
+        return array
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Tells an error after which CUDA computes nothing more in this process from those of one batch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("CUDA error"):
+            raise
+        raise DeviceLostError(
+            f"The device failed, and computes nothing more in this process; restart it. ({error})"
+        ) from error

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from bge_integrations.inference.backends.pooling import finish
-from bge_integrations.inference.backends.pytorch import ModuleBackend, table_rows
+from bge_integrations.inference.backends.pytorch import ModuleBackend, finish, table_rows
 from bge_integrations.inference.batch import TokenBatch
 from bge_integrations.inference.heads import Dense, Head
 

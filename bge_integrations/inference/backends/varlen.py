@@ -75,8 +75,14 @@ def _attend(
     if query.is_cuda and not _refused(str(query.device), str(query.dtype).removeprefix("torch."), query.shape[-1]):
         return _kernel(query, key, value, scaling, cu_seqlens, max_seqlen, sliding_window, causal)
     starts = cu_seqlens if starts is None else starts
-    lengths = starts.diff().tolist() if len(starts) > 2 else [query.shape[2]]
-    return _per_text(query, key, value, scaling, lengths, sliding_window, causal)
+    if len(starts) == 2:
+        return _text(query, key, value, scaling, sliding_window, causal).transpose(1, 2).contiguous()
+    lengths = starts.diff().tolist()
+    texts = zip(
+        torch.split(query, lengths, 2), torch.split(key, lengths, 2), torch.split(value, lengths, 2), strict=True
+    )
+    attended = [_text(*text, scaling, sliding_window, causal) for text in texts]
+    return torch.cat(attended, dim=2).transpose(1, 2).contiguous()
 
 
 _opaque = torch.library.custom_op("bge::varlen_attention", _attend, mutates_args=())
@@ -131,27 +137,22 @@ def _kernel(
     return cast("torch.Tensor", out).unsqueeze(0)
 
 
-def _per_text(
+def _text(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    seqlens: list[int],
     sliding_window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        length = q.shape[2]
-        mask = _window_mask(length, sliding_window, causal, q.device) if (sliding_window or length) < length else None
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=grouped
-        )
-
-    grouped = key.shape[1] != query.shape[1]
-    if len(seqlens) == 1:
-        return attend(query, key, value).transpose(1, 2).contiguous()
-    parts = zip(*(torch.split(part, seqlens, dim=2) for part in (query, key, value)), strict=True)
-    return torch.cat([attend(*part) for part in parts], dim=2).transpose(1, 2).contiguous()
+    """Attention of one text by torch's own function."""
+    length = query.shape[2]
+    near = sliding_window is not None and sliding_window < length
+    mask = _window_mask(length, sliding_window, causal, query.device) if near else None
+    return scaled_dot_product_attention(
+        query, key, value,
+        attn_mask=mask, is_causal=causal and mask is None, scale=scaling, enable_gqa=key.shape[1] != query.shape[1],
+    )  # fmt: skip
 
 
 def _window_mask(length: int, sliding_window: int | None, causal: bool, device: torch.device) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.embed.lists import to_lists
+from bge_integrations.embed.embedder import to_lists
 from bge_integrations.embed.places import is_a
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework

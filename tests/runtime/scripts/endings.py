@@ -58,7 +58,7 @@ def end_while_loading_again():
     embedder.encode_documents(["a"])
     default_cache().clear()
     in_the_background()
-    wait_for(loader._one_load.locked)
+    wait_for(loader._one_load._lock.locked)
     print("now", flush=True)
 
 
@@ -91,7 +91,7 @@ def interrupt_while_importing_transformers():
 def interrupt_a_long_forward():
     long = BgeEmbedder(folder, device="cpu", on_truncate="ignore", max_batch_tokens=10**6)
     long.encode_documents(["a"])
-    model = default_cache()._residents.loaded()[0].loaded.backend._model
+    model = default_cache()._residents.loaded()[0].engine.backend._model
     model.register_forward_pre_hook(lambda *_: print("now", flush=True))
     long.encode_documents([TEXTS[0] * 60] * 1000)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bge_integrations.inference.inputs import checked_texts
+from bge_integrations.runtime.user import checked_texts, iter_texts
 
 
 class Text(str):
@@ -29,5 +29,8 @@ def test_what_is_no_list_of_strings(texts):
 
 @pytest.mark.parametrize("wrong", [None, 7, b"bytes", ["nested"], float("nan")])
 def test_what_is_no_string_is_named_by_its_index(wrong):
+    texts = [*"abc" * 34, wrong, "d", 5]
     with pytest.raises(TypeError, match=r"texts\[102\] is "):
-        checked_texts(["a", "b", wrong], start=100)
+        checked_texts(texts)
+    with pytest.raises(TypeError, match=r"texts\[102\] is "):
+        list(iter_texts(texts))

@@ -1,0 +1,219 @@
+"""What an embedder's arguments, the catalogue and the model's files make of a text: its prompt, limit and vector."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from bge_integrations.catalog import ModelSpec
+from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
+from bge_integrations.inference.heads import M3, Dense
+from bge_integrations.inference.plan import TextPlan, length_limit
+from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.source import Resolved
+from bge_integrations.types import Pooling
+
+Side = Literal["query", "document"]
+
+
+class Example(NamedTuple):
+    """A few-shot example; `instruct` is None where it is the query instruction."""
+
+    query: str
+    response: str
+    instruct: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """What besides the model decides the vectors of one side. Its attributes are the arguments of `BgeEmbedder`."""
+
+    side: Side
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    task: str | None = None
+    examples: tuple[Example, ...] = ()
+    normalize: bool | None = None
+    max_length: int | None = None
+    truncate_dim: int | None = None
+    outputs: tuple[str, ...] = ("dense",)
+
+    def plan(self, resolved: Resolved) -> TextPlan:
+        """How the model computes texts of this side.
+
+        Raises:
+            ValueError: The files show that an argument is impossible.
+            MissingWeightsError: The folder lacks a head of an output.
+            UnsupportedModelError: The backend does not give an output.
+        """
+        spec, folder = resolved.spec, resolved.folder
+        _check_outputs(self.outputs, resolved)
+        check_examples(self.examples, spec, resolved.name)
+        dense = self._dense(resolved)
+        dim = self.truncate_dim or min(folder.truncate_dim or folder.dim, folder.dim)
+        _check_vector(dim, dense, resolved)
+        facts = folder if spec is None or (resolved.guessed and folder.modules) else spec
+        worded = None if resolved.guessed and self.task is None and _prompts_of(folder) != ("", "") else spec
+        query, document = self._instructions(worded, folder)
+        template = worded.query_template if worded and self.side == "query" else None
+        before, prefix, after = (
+            query_frame(template, query, self.examples) if self.side == "query" else ("", document, "")
+        )
+        return TextPlan(
+            head=dense if self.outputs == ("dense",) else M3(self.outputs, dense),
+            dim=dim,
+            max_length=length_limit(self.max_length, facts.max_length, folder.positions, resolved.name),
+            prefix=prefix,
+            before=before,
+            after=after,
+            ends_in_eos=spec is not None and spec.ends_in_eos,
+            pools_prefix=folder.include_prompt,
+        )
+
+    def _dense(self, resolved: Resolved) -> Dense:
+        spec, folder = resolved.spec, resolved.folder
+        by_id = spec is not None and spec.id == resolved.key.model
+        pooling = spec.pooling if spec and (by_id or folder.pooling is None) else folder.pooling
+        facts = folder if spec is None or (resolved.guessed and folder.modules) else spec
+        return Dense(
+            pooling or Pooling.MEAN,
+            facts.normalize if self.normalize is None else self.normalize,
+            self.truncate_dim or folder.truncate_dim,
+            cut_last=self.truncate_dim is None and folder.truncate_dim is not None,
+        )
+
+    def _instructions(self, spec: ModelSpec | None, folder: Folder) -> tuple[str, str]:
+        """The instruction of a query, or the task of a model with a template, and that of a document."""
+        if spec and self.query_instruction is not None and self.task is None:
+            return self.query_instruction, self.document_instruction or ""  # a pair of the caller's own
+        if spec:
+            query, document = (
+                spec.tasks[self.task] if self.task else (spec.query_instruction, spec.document_instruction)
+            )
+        else:
+            query, document = _prompts_of(folder)
+        return (
+            query if self.query_instruction is None else self.query_instruction,
+            document if self.document_instruction is None else self.document_instruction,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderOptions:
+    """What besides the model decides the vectors of `FolderEmbedder`, whose arguments its attributes are."""
+
+    prompt: str | None = None
+    prompt_name: str | None = None
+    max_length: int | None = None
+
+    def plan(self, resolved: Resolved) -> TextPlan:
+        """How sentence-transformers computes a text with the folder's own settings.
+
+        Raises:
+            ValueError: The folder has no prompt of that name, or `max_length` is more than the model can take.
+        """
+        folder = resolved.folder
+        dense = Dense(
+            folder.pooling or Pooling.MEAN, folder.normalize, folder.truncate_dim,
+            cut_last=folder.truncate_dim is not None,
+        )  # fmt: skip
+        return TextPlan(
+            head=dense,
+            dim=min(folder.truncate_dim or folder.dim, folder.dim),
+            max_length=folder.max_length
+            if self.max_length is None
+            else length_limit(self.max_length, folder.max_length, folder.positions, resolved.name),
+            prefix=self._prompt(folder, resolved.name),
+            pools_prefix=folder.include_prompt,
+        )
+
+    def _prompt(self, folder: Folder, model: str) -> str:
+        if self.prompt is not None:
+            return self.prompt
+        if self.prompt_name is None:
+            return folder.default_prompt
+        if self.prompt_name not in folder.prompts:
+            names = ", ".join(folder.prompts) or "none"
+            raise ValueError(f'prompt_name="{self.prompt_name}" is not a prompt of {model}. It has: {names}.')
+        return folder.prompts[self.prompt_name]
+
+
+def query_frame(template: str | None, instruction: str, examples: Sequence[Example]) -> tuple[str, str, str]:
+    """What stands before a query and is never cut, right before it and cut with it, and after it.
+
+    Args:
+        template: The model's, with `{instruction}` and `{query}`; None where the instruction is simply put before.
+        instruction: The instruction, or the task of a template; "" leaves out the part that names it.
+        examples: Put before the query.
+    """
+    if template is None:
+        return "", instruction, ""
+    head, _, suffix = template.partition("{query}")
+    shown = [
+        head.replace("{instruction}", instruction if instruct is None else instruct) + f"{query}{suffix}{response}\n\n"
+        for query, response, instruct in examples
+    ]
+    return "".join(shown), head.replace("{instruction}", instruction) if instruction else "", suffix
+
+
+def checked_examples(examples: Sequence[Mapping[str, str]] | None) -> tuple[dict[str, str], ...]:
+    """The examples, copied.
+
+    Raises:
+        ValueError: One lacks a query or a response, or holds something else; the message has its index.
+    """
+    checked = []
+    for index, example in enumerate(examples or ()):
+        fine = isinstance(example, Mapping) and {"query", "response"} <= set(example) <= {
+            "instruct", "query", "response",
+        }  # fmt: skip
+        if not fine or not all(isinstance(text, str) for text in example.values()):
+            raise ValueError(
+                f'examples[{index}] must be {{"query": ..., "response": ...}}, both strings, and may have "instruct" '
+                f"where that is not the query instruction; it is {example!r:.80}."
+            )
+        checked.append(dict(example))
+    return tuple(checked)
+
+
+def check_examples(examples: Sequence[object], spec: ModelSpec | None, model: str) -> None:
+    """Refuses examples for a model that was not trained with any.
+
+    Raises:
+        ValueError
+    """
+    if examples and not (spec and spec.few_shot):
+        raise ValueError(
+            f"examples= are for models trained with examples, such as BAAI/bge-en-icl; {model} is not one."
+        )
+
+
+def _prompts_of(folder: Folder) -> tuple[str, str]:
+    """The folder's own prompts, as sentence-transformers' `encode_query` and `encode_document` find them."""
+    document = next((folder.prompts[n] for n in ("document", "passage", "corpus") if n in folder.prompts), "")
+    return folder.prompts.get("query", ""), document
+
+
+def _check_vector(dim: int, dense: Dense, resolved: Resolved) -> None:
+    """Refuses a dense vector that the model can't give."""
+    if dim > resolved.folder.dim:
+        raise ValueError(f"truncate_dim={dim} is more than the {resolved.folder.dim} dimensions of {resolved.name}.")
+    if resolved.folder.normalize and not dense.normalize and resolved.key.backend == "sentence_transformers":
+        raise ValueError(f"normalize=False: the pipeline of {resolved.name} ends in Normalize, and it runs as a whole.")
+
+
+def _check_outputs(outputs: tuple[str, ...], resolved: Resolved) -> None:
+    """Refuses outputs of bge-m3 for which the folder has no head, or that the backend does not compute."""
+    if outputs == ("dense",):
+        return
+    heads, backend = resolved.folder.heads, resolved.key.backend
+    if lacking := [name for name in outputs if name != "dense" and name not in heads]:
+        raise MissingWeightsError(
+            f"{resolved.folder.root} lacks {', '.join(f'{name}_linear.pt' for name in lacking)}, so {resolved.name} "
+            f"cannot give its {' and '.join(lacking)} output: heads are never made up. Download the files, or leave "
+            "it out of outputs=."
+        )
+    if backend in ("openvino", "sentence_transformers"):
+        raise UnsupportedModelError(
+            f'backend="{backend}" gives dense vectors only, and this embedder gives {", ".join(outputs)}. Use '
+            'backend="torch".'
+        )

@@ -1,0 +1,288 @@
+"""The process's life: this package's threads and locks, where the process forks, and where it ends."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import monotonic, sleep  # Python's own, also where gevent replaces them after this import
+from typing import Any, TypeVar
+
+from bge_integrations.errors import ClosedError
+
+T = TypeVar("T")
+
+ending = threading.Event()
+"""Set once the interpreter begins to end."""
+
+GRACE_SECONDS = 1.0
+"""How long calls that the end cut short go without an answer: most threads that wait for one die with the process."""
+_STOP_SECONDS = 1.5
+"""How long the end of the process waits for this package's threads."""
+_FORK_SECONDS = 2.0
+"""How long a fork waits for the forwards that run."""
+
+_Lock = threading.Lock
+_threads: set["PackageThread"] = set()
+_locks: "weakref.WeakSet[ForkSafeLock]" = weakref.WeakSet()
+_late: list[tuple["Future[Any]", Any, BaseException | None]] = []
+_ENDED = (
+    "The interpreter is ending, and the model's threads have ended already. Exit hooks run in reverse order: register "
+    "yours after importing bge_integrations, or call before the script ends."
+)
+
+
+class PackageThread(threading.Thread):
+    """A daemon thread of this package; those of others are never touched.
+
+    Attributes:
+        finished: Set once its work is done; at the end of the interpreter it lives on a while to answer calls.
+    """
+
+    def __init__(self, name: str, target: Callable[..., object], *args: Any) -> None:
+        super().__init__(name=name, target=target, args=args, daemon=True)
+        self.finished = threading.Event()
+
+    def start(self) -> None:
+        """Starts it.
+
+        Raises:
+            ClosedError: Python starts no more threads.
+        """
+        _threads.add(self)
+        try:
+            super().start()
+        except RuntimeError as error:
+            _threads.discard(self)
+            raise ClosedError(f"No thread can be started for the model: {error}.") from error
+
+    def run(self) -> None:
+        """Works, and answers what the end of the interpreter left without an answer."""
+        try:
+            super().run()
+        finally:
+            self.finished.set()
+            _threads.discard(self)
+            if ending.is_set():
+                _answer_late()
+
+
+class ForkSafeLock:
+    """A lock that is free in a forked child, where the parent's thread that may hold it does not exist."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _locks.add(self)
+
+    def renew(self) -> None:
+        """Makes it free again."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class DeviceLock:
+    """A fair mutual exclusion lock for one device, first come first served, used as a context manager.
+
+    Without it an embedder and a reranker on one device fight over its cores and memory, and `threading.Lock`, which is
+    not fair, would let a bulk job of one starve a live query of the other.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._held = False
+        self._waiting: deque[threading.Event] = deque()
+
+    def acquire(self, seconds: float | None = None) -> bool:
+        """Waits for its turn, for ever or so many seconds; returns whether it came."""
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return True
+            turn = threading.Event()
+            self._waiting.append(turn)
+        if turn.wait(seconds):
+            return True
+        with self._guard:
+            if turn.is_set():
+                return True
+            self._waiting.remove(turn)
+            return False
+
+    def release(self, *_: object) -> None:
+        """Gives the device to whoever has waited longest."""
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._held = False
+
+    __enter__ = acquire
+    __exit__ = release
+
+
+_devices: dict[str, DeviceLock] = {}
+_naming_devices = ForkSafeLock()
+_forking = threading.local()
+
+
+def device_lock(device: str) -> DeviceLock:
+    """The process's one lock of `device`; a forward holds it."""
+    with _naming_devices:
+        return _devices.setdefault(device, DeviceLock())
+
+
+def answer(future: "Future[T]", result: Any, error: BaseException | None, *, late: bool = False) -> None:
+    """Gives a call's future its result or error, unless it has one; once the interpreter ends, only after a grace.
+
+    A thread that gets its answer then goes on, and most would die with a traceback of their own. An exit hook may wait
+    for such a thread, though, so that there has to be an answer in the end.
+    """
+    if ending.is_set() and not late:
+        _late.append((future, result, ClosedError(_ENDED) if isinstance(error, SystemExit) else error))
+    elif not future.done() and future.set_running_or_notify_cancel():
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def wait(future: "Future[T]") -> T:
+    """The future's result; an interrupt while waiting cancels the work."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+async def awaited(future: "Future[T]") -> T:
+    """The future's result; cancelling the wait cancels the work.
+
+    As `asyncio.wrap_future`, but for its reference cycle, which would keep the rows until a garbage collection.
+    """
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def wake() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def finish(_: "Future[T]") -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(wake)
+
+    future.add_done_callback(finish)
+    try:
+        await done
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    return future.result()
+
+
+def refuse_lost_threads() -> None:
+    """Refuses a call that would wait for ever, as no thread of this package can work for it.
+
+    Raises:
+        ClosedError: The interpreter ends.
+        RuntimeError: gevent or eventlet have replaced the locks that threads and this package wait for.
+    """
+    if threading.Lock is not _Lock:
+        raise RuntimeError(
+            "Threads were monkey-patched after bge_integrations was imported, so a call would wait for ever. Call "
+            "gevent.monkey.patch_all() (or eventlet.monkey_patch()) before importing it."
+        )
+    if ending.is_set():
+        if threading.current_thread().daemon:  # it most likely dies before anybody reads what it has to say
+            sleep(GRACE_SECONDS)
+        raise ClosedError(_ENDED)
+
+
+def despite_shutdown(load: Callable[[], T]) -> T:
+    """Loads a model, also for threads that Python waits for while it ends, such as those of a ThreadPoolExecutor.
+
+    No executor takes work by then, and transformers reads tensors in one unless it is told not to.
+    """
+    try:
+        return load()
+    except RuntimeError as error:
+        if not is_of_shutdown(error):
+            raise
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    try:
+        return load()
+    except RuntimeError as error:
+        if is_of_shutdown(error):
+            ending.wait(GRACE_SECONDS)  # where nobody waits for the load, the process is gone by then
+        raise
+
+
+def is_of_shutdown(error: BaseException) -> bool:
+    """Whether Python refuses a thread or an executor because it ends."""
+    return isinstance(error, RuntimeError) and "shutdown" in str(error)
+
+
+def stop_threads() -> None:
+    """Ends the package's threads wherever they are in Python code: between two operations or within an import.
+
+    A thread that still computed or imported when the interpreter is taken down would abort it.
+    """
+    report = sys.unraisablehook
+    # Where a thread happens to be in a callback of the interpreter's own, such as the import lock's, Python would say.
+    sys.unraisablehook = lambda raised: None if raised.exc_type is SystemExit else report(raised)
+    working = running = list(_threads)
+    deadline = monotonic() + _STOP_SECONDS
+    while working and monotonic() < deadline:
+        for thread in working:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        working[0].finished.wait(0.02)
+        working = [thread for thread in working if thread.is_alive() and not thread.finished.is_set()]
+    if running and getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        # Python ends by SIGINT after Ctrl-C, but forgets that where a thread runs exec() meanwhile, as imports do.
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102
+
+
+def _answer_late() -> None:
+    until = monotonic() + GRACE_SECONDS
+    while (left := until - monotonic()) > 0:
+        with contextlib.suppress(SystemExit):
+            sleep(left)
+    while True:
+        try:
+            future, result, error = _late.pop()
+        except IndexError:
+            return
+        answer(future, result, error, late=True)
+
+
+def hold_devices() -> None:
+    """Before a fork: waits, though not for ever, until no forward runs, and lets none begin."""
+    deadline = monotonic() + _FORK_SECONDS
+    _forking.held = [lock for lock in list(_devices.values()) if lock.acquire(max(0.0, deadline - monotonic()))]
+
+
+def let_devices_go() -> None:
+    """After a fork, in the parent: forwards go on."""
+    for lock in _forking.held:
+        lock.release()
+
+
+def renew_locks() -> None:
+    """After a fork, in the child: every lock of this package is free."""
+    for lock in list(_locks):
+        lock.renew()
+    _devices.clear()
+
+
+os.register_at_fork(before=hold_devices, after_in_parent=let_devices_go, after_in_child=renew_locks)

@@ -1,0 +1,130 @@
+"""What a reranker's arguments, the catalogue and the model's files make of a pair: its prompts, limits and head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bge_integrations.catalog import ModelSpec
+from bge_integrations.inference.heads import Layers
+from bge_integrations.inference.plan import PairPlan, length_limit
+from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.source import Resolved
+
+DEFAULT_MAX_LENGTH = 512
+ARGUMENTS = {
+    "prompt": ("llm", "layerwise", "lightweight"),
+    "cutoff_layers": ("layerwise", "lightweight"),
+    "compress_layers": ("lightweight",),
+    "compress_ratio": ("lightweight",),
+}
+"""Arguments that only some families take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankOptions:
+    """What besides the model decides scores. Its attributes are the arguments of `BgeReranker`."""
+
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    prompt: str | None = None
+    max_length: int | None = None
+    query_max_length: int | None = None
+    cutoff_layers: tuple[int, ...] | None = None
+    compress_layers: tuple[int, ...] | None = None
+    compress_ratio: int | None = None
+
+    def refuse_foreign(self, spec: ModelSpec | None, model: str) -> None:
+        """Refuses arguments that this kind of reranker does not have.
+
+        Raises:
+            ValueError: One is given.
+        """
+        family = spec.family if spec else "cross_encoder"
+        for name, families in ARGUMENTS.items():
+            if getattr(self, name) is not None and family not in families:
+                raise ValueError(
+                    f"{name}= belongs to rerankers of the kind {' or '.join(families)}; {model} is of the kind "
+                    f"{family}. For a fine-tune pass like= with the id of its parent."
+                )
+
+    def plan(self, resolved: Resolved) -> PairPlan:
+        """How the model computes pairs.
+
+        Raises:
+            ValueError: The files show that an argument is impossible.
+        """
+        spec, folder = resolved.spec, resolved.folder
+        self.refuse_foreign(spec, resolved.name)
+        layerwise = spec is not None and spec.family in ARGUMENTS["cutoff_layers"]
+        by_row = spec is not None and not (resolved.guessed and folder.modules)
+        default = spec.max_length if spec and by_row else min(DEFAULT_MAX_LENGTH, folder.max_length)
+        return PairPlan(
+            prefixes=self._prefixes(resolved),
+            max_length=length_limit(self.max_length, default, folder.positions, resolved.name),
+            query_max_length=self.query_max_length,
+            prompt=self.prompt or (spec.prompt if spec else ""),
+            layers=layers_of(folder, self.cutoff_layers or (), self.compress_layers, self.compress_ratio or 1)
+            if layerwise
+            else None,
+        )
+
+    def _prefixes(self, resolved: Resolved) -> tuple[str, str]:
+        spec = resolved.spec
+        own = resolved.folder.default_prompt if resolved.guessed or not spec else ""
+        query, passage = (spec.query_instruction, spec.document_instruction) if spec and not own else (own, "")
+        return (
+            query if self.query_instruction is None else self.query_instruction,
+            passage if self.document_instruction is None else self.document_instruction,
+        )
+
+
+def layers_of(
+    folder: Folder, cutoffs: tuple[int, ...], compress_layers: tuple[int, ...] | None, compress_ratio: int
+) -> Layers:
+    """The layers to score after, as far as the folder's model has them.
+
+    Args:
+        folder: The model's files.
+        cutoffs: After how many layers; () takes all of them.
+        compress_layers: None takes 8, as the reference does.
+        compress_ratio: 1 compresses nothing.
+
+    Raises:
+        ValueError: The model has no head after such a layer, or no such layer.
+    """
+    total = int(folder.config["num_hidden_layers"])
+    start, step = int(folder.config.get("start_layer", 8)), int(folder.config.get("layer_sep", 1))
+    check_layers(cutoffs, compress_layers or (), range(start, total + 1, step))
+    return Layers(cutoffs or (total,), (8,) if compress_layers is None else compress_layers, compress_ratio)
+
+
+def check_layers(cutoffs: Sequence[int], compress_layers: Sequence[int], scoring: range) -> None:
+    """Refuses layers that a model does not have.
+
+    Args:
+        cutoffs: After how many layers to score.
+        compress_layers: Before which layers to compress.
+        scoring: After which layers the model has a head, the last included.
+
+    Raises:
+        ValueError: One of them is not there.
+    """
+    start, total = scoring[0], scoring[-1]
+    if wrong := [layer for layer in cutoffs if layer not in scoring]:
+        every = f" in steps of {scoring.step}" if scoring.step > 1 else ""
+        raise ValueError(f"cutoff_layers has {wrong}; this model scores after layers {start} to {total}{every}.")
+    if wrong := [layer for layer in compress_layers if not 0 < layer < total]:
+        raise ValueError(f"compress_layers has {wrong}; this model can compress before layers 1 to {total - 1}.")
+
+
+def layer_numbers(name: str, layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Layers in ascending order, each once.
+
+    Raises:
+        ValueError: Not a list of whole numbers, or an empty one.
+    """
+    if layers is None:
+        return None
+    listed = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else []
+    if not listed or not all(type(layer) is int for layer in listed):
+        raise ValueError(f"{name}={layers!r} must be a list of layers, such as [28].")
+    return tuple(sorted(set(listed)))
