@@ -6,11 +6,12 @@ Nothing heavy is imported before it is used: `import bge_integrations` pulls in 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from bge_integrations import _moved as _moved  # so that old import paths are found
+
 if TYPE_CHECKING:
     from bge_integrations.catalog import ModelSpec, get_spec, list_models
     from bge_integrations.embed.embedder import BgeEmbedder
     from bge_integrations.embed.m3 import BgeM3Embedder
-    from bge_integrations.embed.sparse_index import SparseIndex
     from bge_integrations.errors import (
         BgeError,
         ClosedError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from bge_integrations.rerank.reranker import BgeReranker
     from bge_integrations.runtime.cache import ModelCache, default_cache
+    from bge_integrations.stores.sparse_index import SparseIndex
     from bge_integrations.types import M3Embeddings, Pooling, RerankResult, SparseEmbedding
 
 __version__ = "0.1.0"
@@ -74,7 +76,7 @@ _HOMES = {
     "Pooling": "types",
     "RerankResult": "types",
     "SparseEmbedding": "types",
-    "SparseIndex": "embed.sparse_index",
+    "SparseIndex": "stores.sparse_index",
     "default_cache": "runtime.cache",
     "get_spec": "catalog",
     "list_models": "catalog",

@@ -34,9 +34,10 @@ def law(ours: str = "", others: str = "", inside: str = "") -> Law:
 
 INFERENCE = "inference process errors types"
 CORE = "runtime inference process catalog errors types"
-FOR_ADAPTERS = "_fields embed rerank catalog errors types inference.fusion runtime.cache.ModelCache"
+FOR_ADAPTERS = "_fields embed rerank stores catalog errors types runtime.cache.ModelCache"
 LAWS = {
-    "": law("embed rerank runtime catalog errors types"),
+    "": law("_moved embed rerank runtime stores catalog errors types"),
+    "_moved": law(),
     "errors": law(),
     "process": law("errors"),
     "_fields": law("runtime.cache.ModelCache", "pydantic"),
@@ -59,6 +60,7 @@ LAWS = {
     ),
     "embed": law(f"embed {CORE}", "numpy"),
     "rerank": law(f"rerank {CORE}", "numpy"),
+    "stores": law("stores embed errors types", "numpy"),
     "langchain": law(
         f"langchain {FOR_ADAPTERS}",
         "langchain_core numpy pydantic pydantic_core",
@@ -67,15 +69,15 @@ LAWS = {
     "langchain.sparse": law(f"langchain {FOR_ADAPTERS}", "langchain_qdrant"),
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
-    "populate": law("populate embed errors types", "numpy tenacity tqdm"),
-    "populate.embedding": law("populate embed chroma errors types", "numpy"),
-    "populate.nodes": law("populate embed errors types", "llama_index"),
-    "populate.sinks.llama_index": law("populate embed errors types", "llama_index numpy"),
-    "populate.sinks.qdrant": law("populate embed errors types", "numpy qdrant_client"),
-    "populate.sinks.lancedb": law("populate embed errors types", "numpy pyarrow"),
-    "populate.sinks.recorded": law("populate embed errors types", "numpy", inside="llama_index"),
+    "populate": law("populate embed stores errors types", "numpy tenacity tqdm"),
+    "populate.embedding": law("populate embed stores chroma errors types", "numpy"),
+    "populate.nodes": law("populate embed stores errors types", "llama_index"),
+    "populate.sinks.llama_index": law("populate embed stores errors types", "llama_index numpy"),
+    "populate.sinks.qdrant": law("populate embed stores errors types", "numpy qdrant_client"),
+    "populate.sinks.lancedb": law("populate embed stores errors types", "numpy pyarrow"),
+    "populate.sinks.recorded": law("populate embed stores errors types", "numpy", inside="llama_index"),
     "populate.ray": law(f"populate {FOR_ADAPTERS}", "langchain_core numpy ray"),
-    "populate.spark": law("populate embed rerank errors types", "pandas pyarrow pyspark", "langchain_core"),
+    "populate.spark": law("populate embed rerank stores errors types", "pandas pyarrow pyspark", "langchain_core"),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",

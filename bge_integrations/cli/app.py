@@ -146,8 +146,8 @@ def ask(
     """
     _require("chromadb", "langchain_chroma")
     from bge_integrations.cli.store import open_store, remembered_model
-    from bge_integrations.embed.collection import check_fingerprint
     from bge_integrations.langchain import BgeEmbeddings, BgeRerank, RerankingRetriever
+    from bge_integrations.stores.fingerprint import check_fingerprint
 
     model = remembered_model(store)
     if model is None:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Generic, TypeVar, cast
 
 import numpy as np
@@ -41,10 +42,6 @@ class Embedder(ModelUser, ABC, Generic[E]):
     query_instruction: str | None = None
     document_instruction: str | None = None
     normalize: bool | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._options: dict[Side, Options] = {"query": self._side("query"), "document": self._side("document")}
 
     def encode_queries(self, texts: Iterable[str], show_progress: bool = False) -> E:
         """Embeds queries, each with the query instruction before it.
@@ -112,7 +109,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
     @property
     def dim(self) -> int:
         """Length of a dense vector."""
-        if self._row and self._row.id == self.model and self._row.dim and self._source.path is None:
+        if self._row and self._row.id == self.model and self._row.dim and self._path is None:
             return self._row.dim
         return self._text_plan("document").dim
 
@@ -181,6 +178,10 @@ class Embedder(ModelUser, ABC, Generic[E]):
     def _chunks(self, texts: Iterable[str], chunk_size: int) -> Stream[E]:
         size = positive("chunk_size", chunk_size)
         return self._stream(self._options["document"], iter_texts(texts), size, convert=self._result)
+
+    @cached_property
+    def _options(self) -> dict[Side, Options]:
+        return {"query": self._side("query"), "document": self._side("document")}
 
     def _side(self, side: Side) -> Options:
         """What decides the vectors of one side."""

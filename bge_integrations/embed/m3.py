@@ -53,14 +53,14 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
     outputs: Iterable[str] = OUTPUTS
 
     def __post_init__(self) -> None:
-        outputs, self.outputs = self.outputs, OUTPUTS
         super().__post_init__()
-        self._set_outputs(outputs)
+        self._check_outputs()
 
     def with_outputs(self, *outputs: str) -> "BgeM3Embedder":
         """The same with other outputs."""
         other = copy.copy(self)
-        other._set_outputs(outputs)  # noqa: SLF001  one of this class
+        other.outputs = outputs
+        other._check_outputs()  # noqa: SLF001  one of this class
         return other
 
     def score(self, pairs: Iterable[Pair], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> dict[str, list[float]]:
@@ -109,9 +109,8 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         wanted: dict[str, Any] = {"dense": np.empty((0, self.dim), dtype=np.float32), "sparse": [], "colbert": []}
         return M3Embeddings(*(wanted[output] if output in self.outputs else None for output in OUTPUTS))
 
-    def _set_outputs(self, outputs: Iterable[str]) -> None:
-        self.outputs = _ordered(outputs)
-        self._options = {"query": self._side("query"), "document": self._side("document")}
+    def _check_outputs(self) -> None:
+        self.outputs = _ordered(self.outputs)
         if self._row and (lacking := set(self.outputs) - set(self._row.outputs)):
             raise UnsupportedModelError(
                 f"{self.model} gives {' and '.join(self._row.outputs)} vectors, not {' and '.join(sorted(lacking))}. "

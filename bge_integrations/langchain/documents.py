@@ -5,8 +5,8 @@ from typing import Any
 
 from langchain_core.documents import Document
 
-from bge_integrations.embed.collection import SCORE_KEYS
-from bge_integrations.inference.fusion import Identity, without_duplicates
+from bge_integrations.stores.fusion import Identity, without_duplicates
+from bge_integrations.stores.kinds import SCORE_KEYS
 
 
 class ScoredMetadata(dict[str, Any]):

@@ -10,11 +10,11 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, model_validator
 
-from bge_integrations.embed.collection import check_fingerprint, read_fingerprint
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.langchain.documents import distinct, with_scores
 from bge_integrations.langchain.fields import Live
 from bge_integrations.langchain.search import searches, takes_arguments
+from bge_integrations.stores.fingerprint import check_fingerprint, read_fingerprint
 
 _FETCH_K = 50
 

@@ -17,14 +17,14 @@ from llama_index.core.utils import iter_batch
 from llama_index.core.vector_stores import MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn, node_to_metadata_dict
 
-from bge_integrations.embed.collection import check_fingerprint, write_fingerprint
 from bge_integrations.embed.embedder import to_lists
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.errors import FingerprintMismatchError
-from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
 from bge_integrations.llama_index.embedding import BgeEmbedding
 from bge_integrations.llama_index.nodes import distinct
+from bge_integrations.stores.fingerprint import check_fingerprint, write_fingerprint
+from bge_integrations.stores.fusion import reciprocal_rank_fusion, relative_score_fusion
+from bge_integrations.stores.sparse_index import SparseIndex
 from bge_integrations.types import M3Embeddings
 
 _INSERT_BATCH = 2048

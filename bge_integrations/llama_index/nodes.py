@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, NodeWithScore
 
-from bge_integrations.inference.fusion import Identity, without_duplicates
+from bge_integrations.stores.fusion import Identity, without_duplicates
 
 RETRIEVAL_SCORE = "retrieval_score"
 _HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")

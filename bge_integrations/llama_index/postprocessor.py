@@ -12,9 +12,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from bge_integrations._fields import PathText
-from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index.component import BgeComponent
 from bge_integrations.llama_index.nodes import copied, with_retrieval_score
+from bge_integrations.stores.kinds import HASH_KEY
 
 _dispatcher = get_dispatcher(__name__)
 

@@ -14,9 +14,9 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from bge_integrations.embed.collection import check_fingerprint, read_fingerprint
 from bge_integrations.llama_index.embedding import BgeEmbedding
 from bge_integrations.llama_index.nodes import distinct
+from bge_integrations.stores.fingerprint import check_fingerprint, read_fingerprint
 
 _FETCH_K = 50
 

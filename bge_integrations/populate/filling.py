@@ -12,7 +12,6 @@ from itertools import islice
 from threading import Event
 from typing import Any
 
-from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.populate.background import Background
 from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
 from bge_integrations.populate.embedding import ForeignEmbedder, Pending
@@ -22,6 +21,7 @@ from bge_integrations.populate.identity import Entry, Held, storable
 from bge_integrations.populate.report import Failure, PopulateReport
 from bge_integrations.populate.sinks.base import Sink, dense
 from bge_integrations.populate.writing import ends_run, patiently
+from bge_integrations.stores.kinds import HASH_KEY
 
 _SECONDS_TO_WRITE = 0.7
 """How long an interrupted run waits for what is being written."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.embed.replay import Replay, replaying
 from bge_integrations.populate.identity import Entry, Held, content_hash, hashable_metadata
+from bge_integrations.stores.kinds import HASH_KEY
+from bge_integrations.stores.replay import Replay, replaying
 
 
 class Framework(Protocol):

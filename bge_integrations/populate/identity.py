@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bge_integrations.embed.collection import HASH_KEY, SCORE_KEYS
+from bge_integrations.stores.kinds import HASH_KEY, SCORE_KEYS
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 

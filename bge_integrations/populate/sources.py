@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Any, Protocol
 
-from bge_integrations.embed.places import is_a
+from bge_integrations.stores.kinds import is_a
 
 _AHEAD = 2
 """Blocks of an asynchronous source that wait to be read."""

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from bge_integrations.embed.places import is_a
 from bge_integrations.errors import BgeError, InputTooLongError, NonFiniteError
+from bge_integrations.stores.kinds import is_a
 
 T = TypeVar("T")
 

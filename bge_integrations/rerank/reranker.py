@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import ClassVar, cast
 
@@ -76,11 +77,6 @@ class BgeReranker(ModelUser):
         self.compress_ratio = optional_positive("compress_ratio", self.compress_ratio)
         self.cutoff_layers = cutoffs = layer_numbers("cutoff_layers", self.cutoff_layers)
         self.compress_layers = compressed = layer_numbers("compress_layers", self.compress_layers)
-        self._options = RerankOptions(
-            query_instruction=self.query_instruction, document_instruction=self.document_instruction,
-            prompt=self.prompt, max_length=self.max_length, query_max_length=self.query_max_length,
-            cutoff_layers=cutoffs, compress_layers=compressed, compress_ratio=self.compress_ratio,
-        )  # fmt: skip
         if self._row:
             self._options.refuse_foreign(self._row, self.model)
             if self._row.start_layer and self._row.layers and self.like is None:
@@ -168,6 +164,15 @@ class BgeReranker(ModelUser):
             "on_truncate": self.on_truncate,
             **asdict(resolved.key),
         }
+
+    @cached_property
+    def _options(self) -> RerankOptions:
+        return RerankOptions(
+            query_instruction=self.query_instruction, document_instruction=self.document_instruction,
+            prompt=self.prompt, max_length=self.max_length, query_max_length=self.query_max_length,
+            cutoff_layers=layer_numbers("cutoff_layers", self.cutoff_layers),
+            compress_layers=layer_numbers("compress_layers", self.compress_layers), compress_ratio=self.compress_ratio,
+        )  # fmt: skip
 
     def _pair_plan(self) -> PairPlan:
         return cast("PairPlan", self._plan(self._options))

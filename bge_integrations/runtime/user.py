@@ -5,10 +5,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from bge_integrations.runtime.stream import Stream
 T = TypeVar("T")
 OnTruncate = Literal["warn", "raise", "ignore"]
 BackendName = Literal["auto", "torch", "openvino", "sentence_transformers"]
+
+_MADE_ONCE = ("_sources", "_options")
+"""What is made of the arguments, once; an argument that is set later makes it anew."""
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -67,23 +70,38 @@ class ModelUser:
         self.backend = _one_of("backend", self.backend, get_args(BackendName))
         devices = normalize_devices(self.device)
         self.device = devices[0] if len(devices) == 1 else devices
-        self.dtype = dtype = _dtype_of(self.dtype, self.backend)
+        self.dtype = _dtype_of(self.dtype, self.backend)
         self.max_batch_tokens = optional_positive("max_batch_tokens", self.max_batch_tokens)
         self.cache_folder = None if self.cache_folder is None else str(self.cache_folder)
         check_name(self.model)
         self._row = self._find_row()
         if self._row:
             check_kind(self._row, self.kind)
-        self._source = ModelSource(
-            model=self.model, kind=self.kind, path=named_folder(self.model), revision=self.revision,
-            backend=self.backend, device=devices[0], dtype=dtype, like=self.like,
-            cache_folder=_absolute(self.cache_folder), token=self.token, local_files_only=self.local_files_only,
-            trust_remote_code=self.trust_remote_code, pooling_optional=self.pooling_optional,
-        )  # fmt: skip
-        self._replicas = [replace(self._source, device=device) for device in devices]
+        self._path, self._cache_path = named_folder(self.model), _absolute(self.cache_folder)
+
+    if not TYPE_CHECKING:  # type checkers take any attribute of a class that has this method
+
+        def __setattr__(self, name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+            for made in _MADE_ONCE:
+                self.__dict__.pop(made, None)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
+
+    @cached_property
+    def _sources(self) -> list[ModelSource]:
+        """The model on each device."""
+        devices = self.device if isinstance(self.device, tuple) else (self.device,)
+        return [
+            ModelSource(
+                model=self.model, kind=self.kind, path=self._path, revision=self.revision, backend=self.backend,
+                device=device, dtype=normalize_dtype(self.dtype), like=self.like, cache_folder=self._cache_path,
+                token=self.token, local_files_only=self.local_files_only, trust_remote_code=self.trust_remote_code,
+                pooling_optional=self.pooling_optional,
+            )
+            for device in devices
+        ]  # fmt: skip
 
     def _find_row(self) -> ModelSpec | None:
         """The catalogue's row where the name, or `like`, alone tells it."""
@@ -96,22 +114,21 @@ class ModelUser:
             return None
 
     def _resolved(self) -> Resolved:
-        return (self.cache or default_cache()).resolve(self._source)
+        return (self.cache or default_cache()).resolve(self._sources[0])
 
     def _plan(self, options: Options) -> Plan:
-        return (self.cache or default_cache()).plan(self._source, options)
+        return (self.cache or default_cache()).plan(self._sources[0], options)
 
     def _submit(
         self, options: Options, items: Sequence[Any], first: int = 0, *, patient: bool = False
     ) -> "Future[Output]":
         """Runs one call, on as many replicas as there are devices."""
         request = Request(
-            source=self._source, options=options, items=items, max_batch_tokens=self.max_batch_tokens,
+            source=self._sources[0], options=options, items=items, max_batch_tokens=self.max_batch_tokens,
             refuse_long=self.on_truncate == "raise", first=first, patient=patient,
         )  # fmt: skip
-
         cache = self.cache or default_cache()
-        return cache.submit(request) if len(self._replicas) == 1 else spread(request, self._replicas, cache)
+        return cache.submit(request) if len(self._sources) == 1 else spread(request, self._sources, cache)
 
     def _run(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
         """The rows of all items as one call or, for a bar to move, in calls of `bar_every` items."""

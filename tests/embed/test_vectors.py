@@ -138,3 +138,15 @@ def test_arguments_are_readable_as_given(bert_embedder, cache):
     model = BgeEmbedder(bert_embedder, **given)
     assert {name: getattr(model, name) for name in given} == given
     assert model.model == str(bert_embedder)
+
+
+def test_an_argument_that_is_set_later_counts_from_then_on(bert_embedder, cache):
+    embedder = BgeEmbedder(str(bert_embedder), device="cpu", cache=cache)
+    plain, prompted = (
+        BgeEmbedder(str(bert_embedder), device="cpu", cache=cache, query_instruction=instruction)
+        for instruction in (None, "Find: ")
+    )
+    np.testing.assert_array_equal(embedder.encode_queries(["a"]), plain.encode_queries(["a"]))
+    embedder.query_instruction = "Find: "
+    np.testing.assert_array_equal(embedder.encode_queries(["a"]), prompted.encode_queries(["a"]))
+    assert cache.stats()["loads"] == 1

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 
 from bge_integrations import FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import read_fingerprint, write_fingerprint
 from bge_integrations.embed.m3 import BgeM3Embedder, sparse_score
-from bge_integrations.embed.sparse_index import SparseIndex
-from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
 from bge_integrations.langchain import BgeEmbeddings, BgeRerank, HybridRetriever, RerankingRetriever
+from bge_integrations.stores.fingerprint import read_fingerprint, write_fingerprint
+from bge_integrations.stores.fusion import reciprocal_rank_fusion, relative_score_fusion
+from bge_integrations.stores.sparse_index import SparseIndex
 
 LIKE = "BAAI/bge-m3"
 WORDS = ["panda", "bread", "moon", "court", "river", "violin", "planet", "file", "bond", "sailor"]

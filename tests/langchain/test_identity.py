@@ -18,8 +18,8 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations import ModelCache
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.langchain import BgeEmbeddings, BgeM3Rerank, BgeRerank, HybridRetriever, RerankingRetriever
+from bge_integrations.stores.sparse_index import SparseIndex
 
 QUERIES = ["what do pandas eat?", "food of bears", "a very different question"]
 TEXTS = [f"A passage about {word}." for word in ("panda", "bread", "moon", "court", "river", "violin")]

@@ -15,7 +15,6 @@ from pydantic import BaseModel, TypeAdapter
 
 from bge_integrations import ModelCache
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.langchain import (
     BgeCrossEncoder,
     BgeEmbeddings,
@@ -26,6 +25,7 @@ from bge_integrations.langchain import (
     HybridRetriever,
     RerankingRetriever,
 )
+from bge_integrations.stores.sparse_index import SparseIndex
 
 QUERY = "panda"
 DOCUMENTS = [Document(f"A passage about panda number {i}.", id=str(i)) for i in range(6)]

@@ -17,8 +17,8 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
 from bge_integrations import FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import write_fingerprint
 from bge_integrations.langchain import BgeEmbeddings, BgeRerank, RerankingRetriever
+from bge_integrations.stores.fingerprint import write_fingerprint
 
 WORDS = ["panda", "bread", "moon", "court", "river", "violin", "planet", "file", "bond", "sailor"]
 DOCUMENTS = [

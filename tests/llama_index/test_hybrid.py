@@ -28,11 +28,11 @@ from llama_index_samples import TEXTS, Recorder
 from qdrant_client import QdrantClient
 
 from bge_integrations import BgeM3Embedder, FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.embed.m3 import sparse_score
-from bge_integrations.embed.sparse_index import SparseIndex
-from bge_integrations.inference.fusion import reciprocal_rank_fusion, relative_score_fusion
 from bge_integrations.llama_index import BgeEmbedding, BgeM3Rerank, HybridRetriever, RerankingRetriever
+from bge_integrations.stores.fingerprint import read_fingerprint
+from bge_integrations.stores.fusion import reciprocal_rank_fusion, relative_score_fusion
+from bge_integrations.stores.sparse_index import SparseIndex
 
 QUERY = "where do pandas live?"
 EVEN = MetadataFilters(filters=[MetadataFilter(key="parity", value=0)])

@@ -16,8 +16,8 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 from llama_index_samples import TEXTS, ListRetriever
 
 from bge_integrations import FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import write_fingerprint
 from bge_integrations.llama_index import BgeEmbedding, BgeRerank, RerankingRetriever
+from bge_integrations.stores.fingerprint import write_fingerprint
 
 QUERY = "where do pandas live?"
 EVEN = MetadataFilters(filters=[ExactMatchFilter(key="parity", value=0)])

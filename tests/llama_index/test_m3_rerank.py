@@ -13,8 +13,8 @@ from llama_index_samples import Recorder
 from pydantic import ValidationError
 
 from bge_integrations import BgeM3Embedder, ModelCache, UnknownModelError, UnsupportedModelError, WrongKindError
-from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index import BgeM3Rerank
+from bge_integrations.stores.kinds import HASH_KEY
 from bge_integrations.types import M3Embeddings
 
 QUERY = "where do pandas live?"

@@ -15,9 +15,9 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index_samples import TEXTS, ListRetriever
 
 from bge_integrations import BgeM3Embedder
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.llama_index import BgeEmbedding, BgeRerank, HybridRetriever, RerankingRetriever
 from bge_integrations.populate import populate
+from bge_integrations.stores.sparse_index import SparseIndex
 
 QUERY = "where do pandas live?"
 

@@ -18,8 +18,8 @@ from llama_index_samples import TEXTS, Recorder
 from pydantic import ValidationError
 
 from bge_integrations import BgeReranker, ModelCache, UnknownModelError, WrongKindError
-from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index import BgeRerank
+from bge_integrations.stores.kinds import HASH_KEY
 
 QUERY = "where do pandas live?"
 

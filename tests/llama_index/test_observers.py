@@ -18,7 +18,6 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index_samples import TEXTS, Recorder
 
 from bge_integrations import BgeM3Embedder, ModelCache
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.llama_index import (
     BgeEmbedding,
     BgeM3Rerank,
@@ -27,6 +26,7 @@ from bge_integrations.llama_index import (
     HybridRetriever,
     RerankingRetriever,
 )
+from bge_integrations.stores.sparse_index import SparseIndex
 
 QUERY = "where do pandas live?"
 CALLS: dict[str, Callable[[BaseEmbedding], Any]] = {

@@ -19,8 +19,8 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from bge_integrations import BgeEmbedder, FingerprintMismatchError
 from bge_integrations.chroma import BgeEmbeddingFunction
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.populate import populate
+from bge_integrations.stores.fingerprint import read_fingerprint
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.") for n in range(3)]
 

@@ -20,9 +20,9 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from bge_integrations import ModelCache
 from bge_integrations.chroma import BgeEmbeddingFunction
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.populate import PopulateReport, Progress, apopulate, populate, writing
+from bge_integrations.stores.fingerprint import read_fingerprint
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(40)]
 

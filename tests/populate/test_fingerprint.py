@@ -21,9 +21,9 @@ from qdrant_client import QdrantClient, models
 from stores import STORES, Bench
 
 from bge_integrations import FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.populate import populate
+from bge_integrations.stores.fingerprint import read_fingerprint
 
 TEXTS = [f"Text number {n} is about {animal}." for n, animal in enumerate(["pandas", "bears", "bread"] * 2)]
 DOCUMENTS = [Document(text) for text in TEXTS]
@@ -197,7 +197,7 @@ def test_a_kill_between_vectors_and_fingerprint(
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("bge_integrations.embed.places.ChromaPlace.write", killed)
+        patch.setattr("bge_integrations.stores.fingerprint.ChromaPlace.write", killed)
         with pytest.raises(SystemExit):
             populate(store, DOCUMENTS)
     assert len(store.get()["ids"]) == 6

@@ -13,11 +13,11 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from bge_integrations import FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.embed.m3 import BgeM3Embedder, sparse_score
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.langchain import BgeEmbeddings, HybridRetriever
 from bge_integrations.populate import PopulateReport, populate
+from bge_integrations.stores.fingerprint import read_fingerprint
+from bge_integrations.stores.sparse_index import SparseIndex
 
 LIKE = "BAAI/bge-m3"
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(20)]

@@ -11,9 +11,9 @@ from langchain_community.vectorstores import LanceDB
 from langchain_core.documents import Document
 
 from bge_integrations import ModelCache
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.populate import PopulateReport, populate
+from bge_integrations.stores.fingerprint import read_fingerprint
 
 WRITERS, COUNT = 4, 60
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(COUNT)]

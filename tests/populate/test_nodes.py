@@ -12,10 +12,10 @@ from llama_index.core.schema import MetadataMode, NodeRelationship, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 
 from bge_integrations import BgeEmbedder, ModelCache
-from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.llama_index import BgeEmbedding
 from bge_integrations.populate import populate
 from bge_integrations.populate.nodes import LlamaIndex
+from bge_integrations.stores.kinds import HASH_KEY
 
 TEXT = " ".join(f"Sentence number {n} is about pandas and bamboo." for n in range(60))
 

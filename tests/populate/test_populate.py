@@ -17,10 +17,11 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations import BgeEmbedder, FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import HASH_KEY, read_fingerprint, write_fingerprint
 from bge_integrations.langchain import BgeEmbeddings
 from bge_integrations.populate import PopulateReport, populate
 from bge_integrations.populate.framework import LangChain
+from bge_integrations.stores.fingerprint import read_fingerprint, write_fingerprint
+from bge_integrations.stores.kinds import HASH_KEY
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(30)]
 COSINE: Any = {"hnsw": {"space": "cosine"}}

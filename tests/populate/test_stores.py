@@ -11,10 +11,10 @@ from chromadb.errors import ChromaError
 from stores import DURABLE, STORES, Bench
 
 from bge_integrations import FingerprintMismatchError, ModelCache
-from bge_integrations.embed.collection import read_fingerprint
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.embed.sparse_index import SparseIndex
 from bge_integrations.populate import PopulateReport, populate
+from bge_integrations.stores.fingerprint import read_fingerprint
+from bge_integrations.stores.sparse_index import SparseIndex
 
 TEXTS = [f"Text number {n} is about {animal}." for n, animal in enumerate(["pandas", "bears", "bread"] * 5)]
 OWN = str(uuid.uuid5(uuid.NAMESPACE_URL, "own"))

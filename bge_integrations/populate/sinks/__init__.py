@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from bge_integrations.embed.places import find_chroma_collection, is_a
-from bge_integrations.embed.replay import can_replay
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework, LangChain
 from bge_integrations.populate.record import record_of
@@ -13,6 +11,8 @@ from bge_integrations.populate.sinks.chroma import ChromaSink
 from bge_integrations.populate.sinks.hybrid import HybridSink
 from bge_integrations.populate.sinks.langchain import FaissSink, InMemorySink, LangChainSink
 from bge_integrations.populate.sinks.recorded import RecordedSink
+from bge_integrations.stores.kinds import find_chroma_collection, is_a
+from bge_integrations.stores.replay import can_replay
 
 __all__ = ["HybridSink", "Sink", "make_sink"]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from bge_integrations.embed.places import is_a
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.populate.writing import patiently
+from bge_integrations.stores.kinds import is_a
 
 
 class ChromaSink(Sink):

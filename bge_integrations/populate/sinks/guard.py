@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.embed.collection import refuse_another
 from bge_integrations.errors import FingerprintMismatchError
 from bge_integrations.populate.embedding import Core
+from bge_integrations.stores.fingerprint import refuse_another
 from bge_integrations.types import M3Embeddings
 
 logger = logging.getLogger(__name__)

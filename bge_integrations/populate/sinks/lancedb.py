@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from bge_integrations.embed.collection import HASH_KEY
-from bge_integrations.embed.places import open_lance_table
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
+from bge_integrations.stores.kinds import HASH_KEY, open_lance_table
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from bge_integrations.embed.collection import HASH_KEY
 from bge_integrations.populate.embedding import Embedder
 from bge_integrations.populate.framework import Framework
 from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.populate.writing import patiently
+from bge_integrations.stores.kinds import HASH_KEY
 
 ID_KEY = "bge_integrations:id"
 """The metadata key of a caller's own id that Qdrant does not take."""

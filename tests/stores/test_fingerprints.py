@@ -9,8 +9,8 @@ from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from bge_integrations import FingerprintMismatchError
-from bge_integrations.embed.collection import check_fingerprint, read_fingerprint, write_fingerprint
-from bge_integrations.embed.places import METADATA_KEY, find_chroma_collection
+from bge_integrations.stores.fingerprint import METADATA_KEY, check_fingerprint, read_fingerprint, write_fingerprint
+from bge_integrations.stores.kinds import find_chroma_collection
 
 
 @pytest.fixture

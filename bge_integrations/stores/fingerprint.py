@@ -1,12 +1,74 @@
-"""Where stores keep the fingerprint of the model that filled them. Stores are known by the names of their classes."""
+"""The fingerprint of the model that filled a collection, and where each kind of store keeps it.
+
+Two models of one dimension fit into one collection without any error, and every search is then wrong. The guard is one
+string, written once a collection has taken vectors and checked when it is filled again or read.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bge_integrations.errors import FingerprintMismatchError
+from bge_integrations.stores.kinds import find_chroma_collection, is_a, open_lance_table
+
 METADATA_KEY = "bge_integrations:fingerprint"
 
 _LEGACY_SPACE_KEY = "hnsw:space"
+
+
+def read_fingerprint(store: object) -> str | None:
+    """Return the fingerprint of the model that filled a store.
+
+    Args:
+        store: A Chroma collection, or a vector store of LangChain or LlamaIndex over Chroma, Qdrant, LanceDB, FAISS or
+            memory, or a `VectorStoreIndex`. A durable store is asked anew at each call.
+
+    Returns:
+        The fingerprint, or None where none was written or the store has no place for one.
+    """
+    place = find_place(store)
+    fingerprint = place.read() if place else None
+    return fingerprint if isinstance(fingerprint, str) else None
+
+
+def write_fingerprint(store: object, fingerprint: str) -> None:
+    """Keep a fingerprint with a store; every other metadata key and the distance function stay.
+
+    Args:
+        store: As in `read_fingerprint`; a store that has no place for a fingerprint is left as it is.
+        fingerprint: `BgeEmbedder.fingerprint` of the model that fills the store.
+    """
+    place = find_place(store)
+    if place and place.read() != fingerprint:
+        place.write(fingerprint)
+
+
+def check_fingerprint(store: object, fingerprint: str, force: bool = False) -> None:
+    """Refuse a store that another model has filled.
+
+    Args:
+        store: As in `read_fingerprint`.
+        fingerprint: `BgeEmbedder.fingerprint` of the model that is about to fill or read the store.
+        force: Accept another model's store.
+
+    Raises:
+        FingerprintMismatchError: Another model filled the store; the message has both fingerprints.
+    """
+    if not force:
+        refuse_another(read_fingerprint(store), fingerprint)
+
+
+def refuse_another(stored: str | None, fingerprint: str) -> None:
+    """Refuse a fingerprint that is known and is another one.
+
+    Raises:
+        FingerprintMismatchError: The message has both fingerprints.
+    """
+    if stored is not None and stored != fingerprint:
+        raise FingerprintMismatchError(
+            f"This collection was filled by a model with the fingerprint {stored}; the model given has {fingerprint}. "
+            "Vectors of two models cannot be compared: use the model that filled it, or fill a new collection."
+        )
 
 
 class Place(Protocol):
@@ -128,64 +190,3 @@ def find_place(store: object) -> Place | None:
     if is_a(inner, "SimpleVectorStore"):
         return SimplePlace(inner)
     return ObjectPlace(inner) if is_a(inner, "FAISS", "InMemoryVectorStore", "FaissVectorStore") else None
-
-
-def find_chroma_collection(store: object) -> Any | None:
-    """Return the `chromadb` collection behind a store, or None for a store of another kind."""
-    for candidate in (store, getattr(store, "vector_store", None)):
-        if _is_collection(candidate):
-            return candidate
-        inner = getattr(candidate, "_collection", None)
-        if _is_collection(inner):
-            return inner
-    return None
-
-
-def find_chroma_function(collection: Any) -> Any | None:
-    """Return the function with which Chroma embeds the texts of a collection, None where nobody has given it one.
-
-    This is the order of `Collection._embed`: the function that the collection was opened with, unless it is Chroma's
-    default, which is there when none was given; the one that its configuration keeps; the one of its schema. Where all
-    are silent Chroma embeds with its default, which nobody has chosen.
-
-    Raises:
-        ValueError: Chroma cannot build the function that the collection keeps.
-    """
-    given = collection._embedding_function  # noqa: SLF001 - a collection has no public way to it
-    if given is not None and not is_a(given, "DefaultEmbeddingFunction"):
-        return given
-    kept = collection.configuration_json.get("embedding_function") or {"type": "legacy"}  # a name alone, never built
-    if kept["type"] != "legacy" and (configured := collection.configuration.get("embedding_function")) is not None:
-        return configured
-    schema = collection.schema
-    of_vectors = (schema.keys.get("#embedding"), schema.defaults) if schema is not None else ()
-    for values in of_vectors:
-        index = values.float_list.vector_index if values is not None and values.float_list is not None else None
-        function = index.config.embedding_function if index is not None else None
-        if function is not None and not is_a(function, "DefaultEmbeddingFunction"):
-            return function
-    return None
-
-
-def open_lance_table(store: Any) -> Any | None:
-    """Return the table of LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore` as it is now, None before any."""
-    if hasattr(store, "get_table"):
-        return store.get_table()
-    table = store._table  # noqa: SLF001 - its public property raises while there is none
-    if table is not None and hasattr(table, "checkout_latest"):
-        try:
-            table.checkout_latest()
-        except RuntimeError as error:
-            if "not found" not in str(error).lower():
-                raise
-            return None  # it has been dropped
-    return table
-
-
-def is_a(candidate: object, *names: str) -> bool:
-    """Whether an object's class, or one that it inherits from, has one of the names."""
-    return any(base.__name__ in names for base in type(candidate).__mro__)
-
-
-def _is_collection(candidate: object) -> bool:
-    return any(base.__module__ == "chromadb.api.models.Collection" for base in type(candidate).__mro__)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_integrations.inference.fusion import (
+from bge_integrations.stores.fusion import (
     Identity,
     reciprocal_rank_fusion,
     relative_score_fusion,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bge_integrations import FingerprintMismatchError
-from bge_integrations.embed import sparse_index
-from bge_integrations.embed.sparse_index import SparseIndex
+from bge_integrations.stores import sparse_index
+from bge_integrations.stores.sparse_index import SparseIndex
 from bge_integrations.types import SparseEmbedding
 
 VECTORS = st.dictionaries(st.integers(0, 8), st.sampled_from([0.125, 0.25, 0.5, 1.0]), max_size=5)
@@ -129,7 +129,7 @@ def test_a_killed_save_leaves_nothing_that_stays(index, tmp_path):
     index.save(path)
     before = path.read_bytes()
     code = (
-        "import os, sys; from bge_integrations.embed.sparse_index import SparseIndex\n"
+        "import os, sys; from bge_integrations.stores.sparse_index import SparseIndex\n"
         "os.fsync = lambda _: os._exit(9); SparseIndex('f').save(sys.argv[1])"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9

@@ -8,7 +8,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from bge_integrations.embed.replay import Replay, replaying
+from bge_integrations.stores.replay import Replay, replaying
 from bge_integrations.types import M3Embeddings
 
 TEXTS = ["one", "two", "one"]

@@ -1,0 +1,48 @@
+"""Modules that have moved: the old path still imports the same module, and a warning says where it is now."""
+
+import sys
+import warnings
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "embed.base": "embed.embedder",
+    "embed.collection": "stores.fingerprint",
+    "embed.lists": "embed.embedder",
+    "embed.pending": "embed.embedder",
+    "embed.places": "stores.fingerprint",
+    "embed.replay": "stores.replay",
+    "embed.sparse_index": "stores.sparse_index",
+    "inference.batching": "inference.batch",
+    "inference.call": "inference.batch",
+    "inference.device_lock": "process",
+    "inference.fusion": "stores.fusion",
+    "inference.inputs": "runtime.user",
+    "inference.queue": "inference.engine",
+    "inference.threads": "process",
+    "runtime.ending": "process",
+}
+"""Old path in this package -> path now."""
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+class _OldPaths:
+    """Finds a moved module, once no other finder knows its path, and puts the module of today in its place."""
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        loader: Any = self
+        return ModuleSpec(fullname, loader) if fullname.removeprefix(f"{_PACKAGE}.") in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves that to Python."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = f"{_PACKAGE}.{MOVED[module.__name__.partition('.')[2]]}"
+        warnings.warn(f"{module.__name__} is {new} now; change the import.", DeprecationWarning, stacklevel=2)
+        sys.modules[module.__name__] = import_module(new)
+
+
+sys.meta_path.append(_OldPaths())
