@@ -70,7 +70,7 @@ LAWS = {
     "llama_index": law(f"llama_index {FOR_ADAPTERS}", "llama_index pydantic"),
     "chroma": law(f"chroma {FOR_ADAPTERS}", "chromadb numpy"),
     "populate": law("populate embed stores errors types", "numpy tenacity tqdm"),
-    "populate.embedding": law("populate embed stores chroma errors types", "numpy"),
+    "populate.embedders": law("populate embed stores chroma errors types", "numpy"),
     "populate.nodes": law("populate embed stores errors types", "llama_index"),
     "populate.sinks.llama_index": law("populate embed stores errors types", "llama_index numpy"),
     "populate.sinks.qdrant": law("populate embed stores errors types", "numpy qdrant_client"),
@@ -87,7 +87,7 @@ LAWS = {
     "cli": law("*", "typer", "*"),
     "cli.doctor": law("*", "rich", "huggingface_hub torch"),
     "cli.report": law("*", "rich", "matplotlib"),
-    "cli.corpus": law("*", "langchain_core langchain_text_splitters"),
+    "cli.corpus": law("*", "langchain_core langchain_text_splitters", "transformers"),
     "cli.store": law("*", "chromadb langchain_chroma langchain_core"),
 }
 FRAMEWORK_SIGNATURES = (

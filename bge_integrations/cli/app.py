@@ -84,9 +84,8 @@ def index(
     gone from a file are removed once the new ones are in. Files that are not under PATHS keep theirs.
     """
     _require("chromadb", "langchain_chroma", "langchain_text_splitters")
-    from bge_integrations.cli.corpus import SUFFIXES, find_files
+    from bge_integrations.cli.corpus import SUFFIXES, find_files, most_tokens
     from bge_integrations.cli.store import delete_gone, open_store, remembered_model
-    from bge_integrations.cli.tokens import most_tokens
     from bge_integrations.langchain import BgeEmbeddings
     from bge_integrations.populate import populate
 
@@ -111,8 +110,7 @@ def index(
 
 def _read_files(files: list[Path], model: str, chunk_size: int) -> "dict[Path, list[Document]]":
     """The chunks of each file that can be read."""
-    from bge_integrations.cli.corpus import read_chunks
-    from bge_integrations.cli.tokens import make_token_counter
+    from bge_integrations.cli.corpus import make_token_counter, read_chunks
 
     count_tokens = make_token_counter(model)
     read = {}

@@ -6,9 +6,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from langchain_core.documents import Document
 from langchain_text_splitters import Language, RecursiveCharacterTextSplitter, TextSplitter
+
+from bge_integrations.embed.embedder import BgeEmbedder
+from bge_integrations.runtime.locate import locate, named_folder
+from bge_integrations.runtime.request import ModelSource
 
 _LANGUAGES = {".md": Language.MARKDOWN, ".markdown": Language.MARKDOWN, ".rst": Language.RST, ".txt": None, ".py": None}
 
@@ -101,3 +106,23 @@ def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str, int]]:
 
 def _is_hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(root).parts)
+
+
+def most_tokens(embedder: BgeEmbedder) -> int:
+    """Return the tokens that a chunk may have: an eighth is left for special tokens and the names of docstrings."""
+    return cast("int", embedder.describe()["max_length"]) * 7 // 8
+
+
+def make_token_counter(model: str) -> Callable[[str], int]:
+    """Return a function that counts a text's tokens, special tokens aside.
+
+    Args:
+        model: An embedder's id or folder.
+    """
+    from transformers import AutoTokenizer
+
+    located = locate(ModelSource(model=model, kind="embedder", path=named_folder(model)))
+    tokenizer = AutoTokenizer.from_pretrained(located.path).backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

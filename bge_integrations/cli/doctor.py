@@ -19,7 +19,7 @@ from bge_integrations import BgeEmbedder, BgeReranker, ModelCache, __version__
 from bge_integrations.errors import MissingExtraError
 from bge_integrations.runtime import device as devices
 from bge_integrations.runtime.locate import hub_folder
-from bge_integrations.runtime.openvino import graphs_folder, import_openvino
+from bge_integrations.runtime.openvino_graph import graphs_folder, import_openvino
 from bge_integrations.runtime.resolve import openvino_pays_here, require_openvino
 
 LIBRARIES = {

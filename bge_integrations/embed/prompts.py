@@ -9,7 +9,7 @@ from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
 from bge_integrations.inference.heads import M3, Dense
 from bge_integrations.inference.plan import TextPlan, length_limit
 from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.request import Resolved
 from bge_integrations.types import Pooling
 
 Side = Literal["query", "document"]

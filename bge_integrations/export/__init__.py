@@ -10,6 +10,6 @@ Example:
 """
 
 from bge_integrations.export.exporter import ExportReport, export_onnx
-from bge_integrations.export.openvino import QuantizeReport, quantize_openvino
+from bge_integrations.export.int8 import QuantizeReport, quantize_openvino
 
 __all__ = ["ExportReport", "QuantizeReport", "export_onnx", "quantize_openvino"]

@@ -9,13 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bge_integrations.errors import MissingExtraError, UnsupportedModelError
-from bge_integrations.export.card import card
-from bge_integrations.export.check import compare
-from bge_integrations.export.graph import write_graph
-from bge_integrations.export.quantize import write_quantized
+from bge_integrations.export.card import card, compare
+from bge_integrations.export.graph import write_graph, write_quantized
 from bge_integrations.export.subject import Subject, find_subject
 from bge_integrations.runtime.locate import named_folder
-from bge_integrations.runtime.source import Kind, ModelSource
+from bge_integrations.runtime.request import Kind, ModelSource
 
 FULL, QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 _TOKENIZERS = {"bert": "BertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}

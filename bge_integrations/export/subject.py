@@ -14,8 +14,8 @@ from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.folder import Folder, read_folder
 from bge_integrations.runtime.locate import locate
+from bge_integrations.runtime.request import Kind, Located, ModelSource
 from bge_integrations.runtime.resolve import check_kind
-from bge_integrations.runtime.source import Kind, Located, ModelSource
 from bge_integrations.types import Pooling
 
 _SHAPES = ("bert", "xlm-roberta")

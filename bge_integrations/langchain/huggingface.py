@@ -13,8 +13,7 @@ from pydantic import AliasChoices, Field, PrivateAttr, field_serializer
 
 from bge_integrations._fields import MODEL_NAMES, PathText
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
-from bge_integrations.embed.embedder import to_lists
-from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.embedder import FolderEmbedder, to_lists
 from bge_integrations.errors import UnknownModelError
 from bge_integrations.langchain.fields import NamedModel
 from bge_integrations.langchain.huggingface_client import Client

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.embedder import FolderEmbedder
 from bge_integrations.langchain.huggingface_kwargs import embedder_arguments, finish
 
 _LEFT_OUT = (

@@ -11,8 +11,7 @@ if find_spec("llama_index") is None or find_spec("llama_index.core") is None:
 
 from bge_integrations.llama_index.embedding import BgeEmbedding
 from bge_integrations.llama_index.hybrid import HybridRetriever
-from bge_integrations.llama_index.m3_rerank import BgeM3Rerank
-from bge_integrations.llama_index.rerank import BgeRerank
+from bge_integrations.llama_index.rerank import BgeM3Rerank, BgeRerank
 from bge_integrations.llama_index.retriever import RerankingRetriever
 from bge_integrations.llama_index.sparse import BgeM3SparseEmbedding
 

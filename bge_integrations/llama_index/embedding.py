@@ -10,8 +10,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from bge_integrations._fields import DenseFields
 from bge_integrations.embed.embedder import BgeEmbedder, ato_lists, to_lists
-from bge_integrations.llama_index.batches import in_batches
-from bge_integrations.llama_index.component import BgeEmbeddingComponent, without_span
+from bge_integrations.llama_index.component import BgeEmbeddingComponent, in_batches, without_span
 
 
 class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):

@@ -9,8 +9,7 @@ from llama_index.core.bridge.pydantic import Field
 from bge_integrations import types
 from bge_integrations._fields import PathText
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.llama_index.batches import in_batches
-from bge_integrations.llama_index.component import BgeEmbeddingComponent, without_span
+from bge_integrations.llama_index.component import BgeEmbeddingComponent, in_batches, without_span
 
 IndicesAndValues = tuple[list[list[int]], list[list[float]]]
 

@@ -5,11 +5,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from bge_integrations.populate.documents import Entry, is_ours
 from bge_integrations.populate.framework import source_in
-from bge_integrations.populate.identity import Entry, is_ours
 from bge_integrations.populate.report import Failure
+from bge_integrations.populate.retry import patiently
 from bge_integrations.populate.sinks.base import PAGE, Sink
-from bge_integrations.populate.writing import patiently
 
 logger = logging.getLogger(__name__)
 

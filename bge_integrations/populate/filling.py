@@ -14,13 +14,12 @@ from typing import Any
 
 from bge_integrations.populate.background import Background
 from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
-from bge_integrations.populate.embedding import ForeignEmbedder, Pending
+from bge_integrations.populate.documents import Entry, Held, storable
+from bge_integrations.populate.embedders import ForeignEmbedder, Pending
 from bge_integrations.populate.framework import PLAIN_TEXT
-from bge_integrations.populate.halving import Halving, Refused
-from bge_integrations.populate.identity import Entry, Held, storable
 from bge_integrations.populate.report import Failure, PopulateReport
+from bge_integrations.populate.retry import Halving, Refused, ends_run, patiently
 from bge_integrations.populate.sinks.base import Sink, dense
-from bge_integrations.populate.writing import ends_run, patiently
 from bge_integrations.stores.kinds import HASH_KEY
 
 _SECONDS_TO_WRITE = 0.7

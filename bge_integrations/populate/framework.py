@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from bge_integrations.populate.identity import Entry, Held, content_hash, hashable_metadata
+from bge_integrations.populate.documents import Entry, Held, content_hash, hashable_metadata
 from bge_integrations.stores.kinds import HASH_KEY
 from bge_integrations.stores.replay import Replay, replaying
 

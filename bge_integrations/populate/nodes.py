@@ -10,8 +10,8 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from bge_integrations.embed.embedder import to_lists
+from bge_integrations.populate.documents import Entry, Held, content_hash, hashable_metadata
 from bge_integrations.populate.framework import source_in, unhashable, without_text
-from bge_integrations.populate.identity import Entry, Held, content_hash, hashable_metadata
 from bge_integrations.stores.kinds import HASH_KEY
 
 _HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")

@@ -7,7 +7,7 @@ from bge_integrations.catalog import ModelSpec
 from bge_integrations.inference.heads import Layers
 from bge_integrations.inference.plan import PairPlan, length_limit
 from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.request import Resolved
 
 DEFAULT_MAX_LENGTH = 512
 ARGUMENTS = {

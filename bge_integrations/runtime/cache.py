@@ -21,11 +21,10 @@ from bge_integrations.process import ForkSafeLock, PackageThread, answer, ending
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
+from bge_integrations.runtime.loaded import Resident, Residents
 from bge_integrations.runtime.locate import locate, names_of
-from bge_integrations.runtime.request import Options, Request, plan_of
-from bge_integrations.runtime.residents import Resident, Residents
+from bge_integrations.runtime.request import ModelSource, Options, Request, Resolved, plan_of
 from bge_integrations.runtime.resolve import openvino_failed, resolve
-from bge_integrations.runtime.source import ModelSource, Resolved
 
 _Waiting = tuple[Request, Future[Output]]
 _CLOSE_SECONDS = 1.5

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.request import Resolved
 
 LAYERWISE = ("minicpm", "cost_wise_gemma")
 """Architectures that transformers does not know."""

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from bge_integrations.errors import MissingWeightsError, UnknownModelError, UnsupportedModelError
-from bge_integrations.runtime.json_files import AGAIN, read_object
-from bge_integrations.runtime.modules import VECTOR, Module, entries_of, names_of_vectors, read_modules, width_of
+from bge_integrations.runtime.modules import (
+    AGAIN,
+    VECTOR,
+    Module,
+    entries_of,
+    names_of_vectors,
+    read_modules,
+    read_object,
+    width_of,
+)
 from bge_integrations.types import Pooling
 
 LOCAL = "local-"

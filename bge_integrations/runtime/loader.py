@@ -15,15 +15,15 @@ from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense, Head, Layers, Logit
 from bge_integrations.process import ForkSafeLock, device_lock, is_of_shutdown
-from bge_integrations.runtime import openvino
+from bge_integrations.runtime import openvino_graph
 from bge_integrations.runtime.adapter import brought, merged, whole
 from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
-from bge_integrations.runtime.damage import refuse_damaged
 from bge_integrations.runtime.device import default_batch_tokens
 from bge_integrations.runtime.folder import LOCAL, Folder
+from bge_integrations.runtime.request import ModelKey, Resolved
 from bge_integrations.runtime.resolve import openvino_failure
-from bge_integrations.runtime.source import ModelKey, Resolved
 from bge_integrations.runtime.tokenizer import load_tokenizer, text_tokenizer
+from bge_integrations.runtime.weights import refuse_damaged
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
         elif key.backend == "openvino":
             module = partial(_encoder_module, resolved, "float32", "sdpa")
             pad_id = tokenizer.pad_token_id or 0
-            backend = openvino.load_backend(resolved, texts, pad_id=pad_id, module=module)
+            backend = openvino_graph.load_backend(resolved, texts, pad_id=pad_id, module=module)
         else:
             backend = _model(resolved, tokenizer)
         _collect_once()
@@ -135,7 +135,7 @@ def quantized_graph(resolved: Resolved, texts: Sequence[str]) -> Any:
     """An encoder as an int8 graph for OpenVINO, calibrated on texts; raises as `load` and `openvino` do."""
     with _one_load, _quiet():
         tokenizer = text_tokenizer(load_tokenizer(resolved), resolved.folder)
-        return openvino.quantized_graph(
+        return openvino_graph.quantized_graph(
             resolved.folder, tokenizer, lambda: _encoder_module(resolved, "float32", "sdpa"), texts
         )
 

@@ -11,7 +11,7 @@ from bge_integrations.catalog import ModelSpec, get_spec, list_models
 from bge_integrations.errors import UnknownModelError, UnsupportedModelError
 from bge_integrations.process import ForkSafeLock
 from bge_integrations.runtime.folder import ADAPTER, adapter_of, parts_of, revision_of
-from bge_integrations.runtime.source import Located, ModelSource
+from bge_integrations.runtime.request import Located, ModelSource
 
 _HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
 _FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*vocab.*", "*.safetensors", "*_linear.pt"]

@@ -1,12 +1,44 @@
-"""The modules of a sentence-transformers pipeline, as modules.json lists them."""
+"""The JSON files of a model folder, and the modules of a sentence-transformers pipeline that they list."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bge_integrations.runtime.json_files import AGAIN, read_json, read_object
+AGAIN = "Download or save the folder again."
+_POINTER = b"version https://git-lfs"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object; {} where there is no such file.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(  # noqa: TRY004 - the file is wrong, not an argument
+            f"{path} should hold a JSON object, not {type(content).__name__}. {AGAIN}"
+        )
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: It is a pointer of Git LFS, or no JSON in UTF-8.
+    """
+    content = path.read_bytes()
+    if content.startswith(_POINTER):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself. Get the files with `git lfs pull`.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON in UTF-8 ({error}). {AGAIN}") from error
+
 
 VECTOR, _TOKENS = "sentence_embedding", "token_embeddings"
 _CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}

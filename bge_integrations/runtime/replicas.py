@@ -10,8 +10,7 @@ import numpy as np
 
 from bge_integrations.inference.batch import Cut, Output
 from bge_integrations.runtime.cache import ModelCache
-from bge_integrations.runtime.request import Request
-from bge_integrations.runtime.source import ModelSource
+from bge_integrations.runtime.request import ModelSource, Request
 
 MIN_ITEMS = 8
 """Items under which a call goes to one replica whole."""

@@ -14,8 +14,8 @@ from bge_integrations.runtime.adapter import require_peft
 from bge_integrations.runtime.device import default_dtype, resolve_device
 from bge_integrations.runtime.folder import Folder, read_folder
 from bge_integrations.runtime.locate import row_of
-from bge_integrations.runtime.pipeline import check_pipeline, slow_reason
-from bge_integrations.runtime.source import Kind, Located, ModelKey, ModelSource, Resolved
+from bge_integrations.runtime.request import Kind, Located, ModelKey, ModelSource, Resolved
+from bge_integrations.runtime.settings import check_pipeline, slow_reason
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Any
 from bge_integrations.errors import UnsupportedModelError
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime.configuration import LAYERWISE, configuration
-from bge_integrations.runtime.damage import refuse_missing_vocabulary, refuse_pointers, tokenizer_files
 from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.source import Resolved
+from bge_integrations.runtime.request import Resolved
+from bge_integrations.runtime.weights import refuse_missing_vocabulary, refuse_pointers, tokenizer_files
 
 _COUNTS_PADDING = ("albert", "bert", "distilbert", "electra", "ernie", "mobilebert", "mpnet")
 """Architectures whose position ids begin at the first token of a row, padding or not."""

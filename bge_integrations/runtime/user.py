@@ -21,9 +21,8 @@ from bge_integrations.runtime.cache import ModelCache, default_cache
 from bge_integrations.runtime.device import normalize_devices, normalize_dtype
 from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.replicas import spread
-from bge_integrations.runtime.request import Options, Request
+from bge_integrations.runtime.request import Kind, ModelSource, Options, Request, Resolved
 from bge_integrations.runtime.resolve import check_kind
-from bge_integrations.runtime.source import Kind, ModelSource, Resolved
 from bge_integrations.runtime.stream import Stream
 
 T = TypeVar("T")

@@ -1,13 +1,15 @@
-"""How many bytes a model will take, and whether its files are whole, read from the headers alone."""
+"""Weight files: how much room they take, and what a damaged one is."""
 
 import json
 import math
+import pickle
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bge_integrations.errors import MissingWeightsError
-from bge_integrations.runtime.damage import refuse_pointers
+from bge_integrations.runtime.folder import Folder
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -47,3 +49,105 @@ def _safetensors_bytes(file: Path, dtype: str) -> int:
         else entry["data_offsets"][1] - entry["data_offsets"][0]
         for entry in tensors
     )
+
+
+_POINTER = b"version https://git-lfs"
+_AGAIN = "Download or save the folder again."
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+)  # fmt: skip
+_OTHERS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.index.json")
+_VOCABULARIES = ("*.txt", "*.model")
+"""What a tokenizer is made of where there is no tokenizer.json."""
+_VOCABULARIES_OF_ANY_KIND = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe")
+
+
+def refuse_pointers(files: Iterable[Path]) -> None:
+    """Raises `MissingWeightsError` for a file that Git LFS has not fetched yet."""
+    for file in files:
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(_POINTER)) == _POINTER
+        if is_pointer:
+            raise MissingWeightsError(
+                f"{file} is a Git LFS pointer, not the file that it stands for. Run `git lfs pull` in the folder, or "
+                "download it again."
+            )
+
+
+def tokenizer_files(folder: Folder) -> list[Path]:
+    """What a tokenizer is read from."""
+    where = folder.tokenizer_path
+    return _found(where, _TOKENIZER if (where / "tokenizer.json").is_file() else (*_TOKENIZER, *_VOCABULARIES))
+
+
+def refuse_missing_vocabulary(folder: Folder) -> None:
+    """Raises `MissingWeightsError` for a folder without a vocabulary, of which transformers makes an empty one."""
+    where = folder.tokenizer_path
+    if not _found(where, _VOCABULARIES_OF_ANY_KIND):
+        raise MissingWeightsError(
+            f"{where} has no vocabulary: neither tokenizer.json nor another file that a tokenizer is made of. "
+            "Download the folder again, or save the tokenizer there with save_pretrained()."
+        )
+    if not _found(where, ("tokenizer.json", "merges.txt")) and _found(where, ("vocab.json",)):
+        raise MissingWeightsError(f"{where} lacks merges.txt beside vocab.json. Download the folder again.")
+
+
+def refuse_damaged(folder: Folder) -> None:
+    """Once a model could not be loaded: names the file that is to blame, if one is.
+
+    Raises:
+        MissingWeightsError: A weight file is a Git LFS pointer, or cut off.
+        ValueError: Another file is.
+    """
+    for file in _read_files(folder):
+        refuse_pointers([file])
+        try:
+            _read(file)
+        except pickle.UnpicklingError as error:
+            raise MissingWeightsError(
+                f"{file} holds more than tensors, or is damaged. Nothing is unpickled, for that can run any code: use "
+                "a copy with safetensors."
+            ) from error
+        except Exception as error:
+            problem = f"{file} is damaged ({type(error).__name__}: {error!s:.300}). {_AGAIN}"
+            raise (ValueError if file.suffix in (".json", ".txt") else MissingWeightsError)(problem) from error
+
+
+def _found(where: Path, patterns: Iterable[str]) -> list[Path]:
+    return [file for pattern in patterns for file in sorted(where.glob(pattern))]
+
+
+def _read_files(folder: Folder) -> Iterator[Path]:
+    """What a load reads, in its order; of weights in two formats, safetensors."""
+    yield from _found(folder.path, _OTHERS)
+    yield from tokenizer_files(folder)
+    yield from folder.weights()
+    for module in folder.modules:
+        inside = folder.root / module.name
+        if module.name and inside != folder.path:
+            yield from sorted(inside.glob("*.json"))
+            yield from sorted(inside.glob("*.safetensors")) or sorted(inside.glob("*.bin"))
+    yield from folder.heads.values()
+
+
+def _read(file: Path) -> None:
+    """Reads a file as far as its format tells whether it is whole; raises whatever its reader raises."""
+    if file.suffix == ".json":
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it should hold a JSON object, not {type(content).__name__}")
+        if file.name == "tokenizer.json":
+            from tokenizers import Tokenizer
+
+            Tokenizer.from_file(str(file))
+    elif file.suffix == ".txt":
+        file.read_text(encoding="utf-8")
+    elif file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(file, framework="numpy"):
+            pass
+    elif file.suffix in (".bin", ".pt") and not file.with_suffix(".xml").is_file():  # beside a graph it is OpenVINO's
+        import torch
+
+        torch.load(file, map_location="cpu", weights_only=True)

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from bge_integrations import BgeEmbedder
-from bge_integrations.cli.corpus import find_files, read_chunks
-from bge_integrations.cli.tokens import make_token_counter, most_tokens
+from bge_integrations.cli.corpus import find_files, make_token_counter, most_tokens, read_chunks
 
 MARKDOWN = """# Pandas
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from bge_integrations import BgeEmbedder, ModelCache
-from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.embedder import FolderEmbedder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from bge_integrations import BgeEmbedder, ModelCache
-from bge_integrations.runtime import loader, openvino
+from bge_integrations.runtime import loader, openvino_graph
 from bge_integrations.runtime.folder import OPENVINO_GRAPH
 
 LINES = tiny.TEXT.strip().splitlines()
@@ -60,7 +60,7 @@ def test_other_weights_configuration_or_version_is_another_graph(own_folder, hom
     config = json.loads((own_folder / "config.json").read_text())
     (own_folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.5}))
     encode(own_folder)
-    monkeypatch.setattr(openvino, "version", lambda name: f"{name} of another day")
+    monkeypatch.setattr(openvino_graph, "version", lambda name: f"{name} of another day")
     encode(own_folder)
     assert len(list(home.iterdir())) == 4
 
@@ -91,14 +91,14 @@ def test_a_graph_that_could_not_be_written_whole_is_not_there(own_folder, home, 
         raise RuntimeError("No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(openvino, "save_graph", full)
+        broken.setattr(openvino_graph, "save_graph", full)
         first = encode(own_folder)
     assert list(home.iterdir()) == []
     np.testing.assert_array_equal(encode(own_folder), first)
 
 
 def test_of_two_processes_the_quicker_one_writes(home):
-    openvino.import_openvino()
+    openvino_graph.import_openvino()
     import openvino as library
 
     def make():
@@ -106,9 +106,9 @@ def test_of_two_processes_the_quicker_one_writes(home):
         return library.Model([library.opset13.relu(node)], [node])
 
     def make_while_another_does():
-        openvino._kept(["facts"], make)
+        openvino_graph._kept(["facts"], make)
         return make()
 
-    assert len(openvino._kept(["facts"], make_while_another_does)().get_ops()) == 3
+    assert len(openvino_graph._kept(["facts"], make_while_another_does)().get_ops()) == 3
     (graph,) = home.iterdir()
     assert (graph / OPENVINO_GRAPH).is_file()

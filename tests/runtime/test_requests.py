@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bge_integrations import BgeEmbedder, BgeM3Embedder, BgeReranker, InputTooLongError, ModelCache
-from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.embedder import FolderEmbedder
 from bge_integrations.runtime.folder import FolderWatch
 
 TEXTS = ["The giant panda is a bear.", "Bread needs flour."]

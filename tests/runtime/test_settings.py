@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import CNN, Pooling, WeightedLayerPooling
 
 from bge_integrations import BgeEmbedder, BgeReranker, UnsupportedModelError
-from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.embedder import FolderEmbedder
 
 LONG = "The giant panda lives in the mountains. " * 20 + "Paris is the capital of France."
 TEXTS = ["", "panda [SEP] <mask>", "What does the panda EAT?", LONG]

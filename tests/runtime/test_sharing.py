@@ -12,7 +12,7 @@ import torch
 from holding import held_loads, models, torch_model, until
 
 from bge_integrations import BgeReranker, ModelCache, default_cache
-from bge_integrations.embed.folder_embedder import FolderEmbedder
+from bge_integrations.embed.embedder import FolderEmbedder
 
 TEXTS = [line for line in tiny.TEXT.splitlines() if line]
 

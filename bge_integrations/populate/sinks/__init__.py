@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.embedders import Embedder
 from bge_integrations.populate.framework import Framework, LangChain
 from bge_integrations.populate.record import record_of
 from bge_integrations.populate.sinks.base import Sink

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_integrations.errors import FingerprintMismatchError
-from bge_integrations.populate.embedding import Core, Embedder, Pending
+from bge_integrations.populate.documents import Entry, Held
+from bge_integrations.populate.embedders import Core, Embedder, Pending
 from bge_integrations.populate.framework import Framework
-from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.retry import patiently
 from bge_integrations.populate.sinks.guard import Guard, Sample
-from bge_integrations.populate.writing import patiently
 from bge_integrations.stores.fingerprint import read_fingerprint, write_fingerprint
 from bge_integrations.types import M3Embeddings
 

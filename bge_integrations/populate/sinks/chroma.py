@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.documents import Entry, Held
+from bge_integrations.populate.embedders import Embedder
 from bge_integrations.populate.framework import Framework
-from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.retry import patiently
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
-from bge_integrations.populate.writing import patiently
 from bge_integrations.stores.kinds import is_a
 
 

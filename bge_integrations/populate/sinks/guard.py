@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_integrations.errors import FingerprintMismatchError
-from bge_integrations.populate.embedding import Core
+from bge_integrations.populate.embedders import Core
 from bge_integrations.stores.fingerprint import refuse_another
 from bge_integrations.types import M3Embeddings
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.documents import Entry, Held
+from bge_integrations.populate.retry import patiently
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, texts_of
 from bge_integrations.populate.sinks.guard import Sample
-from bge_integrations.populate.writing import patiently
 from bge_integrations.stores.sparse_index import SparseIndex
 from bge_integrations.types import M3Embeddings
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.documents import Entry, Held
+from bge_integrations.populate.embedders import Embedder
 from bge_integrations.populate.framework import Framework
-from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.stores.kinds import HASH_KEY, open_lance_table

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bge_integrations.populate.identity import Entry, Held
+from bge_integrations.populate.documents import Entry, Held
 from bge_integrations.populate.sinks.base import Pages, Sink, dense, in_pages
 from bge_integrations.populate.sinks.guard import Sample, faiss_vector
 

@@ -9,9 +9,9 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import MetadataMode
 from numpy.typing import NDArray
 
-from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.documents import Entry, Held
+from bge_integrations.populate.embedders import Embedder
 from bge_integrations.populate.framework import Framework
-from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.nodes import with_vectors
 from bge_integrations.populate.sinks.base import Pages, Sink, dense, in_pages
 from bge_integrations.populate.sinks.guard import Sample, faiss_vector

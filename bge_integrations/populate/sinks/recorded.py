@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from bge_integrations.embed.embedder import to_lists
-from bge_integrations.populate.embedding import Embedder
+from bge_integrations.populate.documents import Entry, Held
+from bge_integrations.populate.embedders import Embedder
 from bge_integrations.populate.framework import Framework
-from bge_integrations.populate.identity import Entry, Held
 from bge_integrations.populate.record import Record, Row
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample

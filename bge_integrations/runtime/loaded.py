@@ -10,7 +10,7 @@ from bge_integrations.inference.engine import Engine
 from bge_integrations.process import despite_shutdown
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import total_bytes
-from bge_integrations.runtime.source import ModelKey, Resolved
+from bge_integrations.runtime.request import ModelKey, Resolved
 from bge_integrations.runtime.weights import loaded_bytes
 
 logger = logging.getLogger(__name__)

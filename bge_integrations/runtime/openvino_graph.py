@@ -26,8 +26,8 @@ from bge_integrations.errors import BgeError, UnsupportedModelError
 from bge_integrations.inference.backends.base import Backend
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime.folder import OPENVINO_GRAPH, Folder, content_hash
+from bge_integrations.runtime.request import Resolved
 from bge_integrations.runtime.resolve import require_openvino
-from bge_integrations.runtime.source import Resolved
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ Module = Callable[[], Any]
 """Loads the torch module in float32."""
 
 _TEXTS = Path(__file__).with_name("calibration.txt")
-_QUANTIZER = Path(__file__).with_name("quantizer.py")
+_NNCF_SCRIPT = Path(__file__).with_name("nncf_script.py")
 _MOST_TEXTS = 300
 _MOST_TOKENS = 512
 _QUERY_CHARACTERS = 80
@@ -111,7 +111,7 @@ def quantized_graph(folder: Folder, tokenizer: TextTokenizer, module: Module, te
     with TemporaryDirectory(prefix="bge-openvino-") as work:
         save_graph(_converted(tokenizer, module), Path(work) / "float32.xml")
         np.savez(Path(work) / "inputs.npz", **inputs)  # type: ignore[arg-type]  # none is called "allow_pickle"
-        command = [sys.executable, "-P", str(_QUANTIZER), work]
+        command = [sys.executable, "-P", str(_NNCF_SCRIPT), work]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
         if done.returncode:
             raise RuntimeError(f"nncf could not quantize the model: {done.stderr.strip()[-1000:]}")
@@ -219,7 +219,10 @@ def _read(file: Path, *, mapped: bool) -> Graph:
 
 
 def _inputs(folder: Folder, tokenizer: TextTokenizer, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Texts as `quantizer.py` reads them; for a reranker, each with its own beginning or a neighbour's as the query."""
+    """Texts as `nncf_script.py` reads them.
+
+    For a reranker a text's own beginning, or its neighbour's, is its query.
+    """
     limit = min(_MOST_TOKENS, folder.max_length)
     if folder.is_reranker:
         pairs = [(texts[i - i % 2][:_QUERY_CHARACTERS], text) for i, text in enumerate(texts)]

@@ -21,9 +21,9 @@ from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.folder import OPENVINO_FACTS, OPENVINO_GRAPH, Folder, read_folder
 from bge_integrations.runtime.loader import quantized_graph
 from bge_integrations.runtime.locate import locate, named_folder
-from bge_integrations.runtime.openvino import appearing, default_texts, save_graph
+from bge_integrations.runtime.openvino_graph import appearing, default_texts, save_graph
+from bge_integrations.runtime.request import Kind, ModelSource, Resolved
 from bge_integrations.runtime.resolve import require_openvino, resolve
-from bge_integrations.runtime.source import Kind, ModelSource, Resolved
 from bge_integrations.runtime.user import checked_texts
 
 LEAST_TEXTS = 16
