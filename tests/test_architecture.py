@@ -32,14 +32,15 @@ def law(ours: str = "", others: str = "", inside: str = "") -> Law:
     return Law(frozenset(ours.split()), frozenset(others.split()), frozenset(inside.split()))
 
 
-INFERENCE = "inference process errors types"
-CORE = "runtime inference process catalog errors types"
+INFERENCE = "inference process architectures errors types"
+CORE = "runtime inference process architectures catalog errors types"
 FOR_ADAPTERS = "_fields embed rerank stores catalog errors types runtime.cache.ModelCache"
 LAWS = {
     "": law("_moved embed rerank runtime stores catalog errors types"),
     "_moved": law(),
     "errors": law(),
     "process": law("errors"),
+    "architectures": law(),
     "_fields": law("runtime.cache.ModelCache", "pydantic"),
     "types": law("errors", "numpy"),
     "catalog": law("errors types"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.errors import MissingExtraError, UnsupportedModelError
 from bge_integrations.export.card import card, compare
 from bge_integrations.export.graph import write_graph, write_quantized
@@ -16,7 +17,6 @@ from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.request import Kind, ModelSource
 
 FULL, QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
-_TOKENIZERS = {"bert": "BertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _write_tokenizer(subject: Subject, folder: Path) -> dict[str, Any]:
     _write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)
     written = folder / "tokenizer_config.json"
     config = json.loads(written.read_text(encoding="utf-8"))
-    _write_json(written, config | {"tokenizer_class": _TOKENIZERS[subject.folder.model_type]})
+    _write_json(written, config | {"tokenizer_class": architecture_of(subject.folder.model_type).tokenizer_class})
     example = tokenizer(subject.sent[1:3], padding=True, truncation=True, return_tensors="pt")
     types = subject.folder.config.get("type_vocab_size", 2) > 1
     names = ("input_ids", "attention_mask", "token_type_ids") if types else ("input_ids", "attention_mask")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.catalog import check_name, get_spec, list_models
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.errors import UnknownModelError, UnsupportedModelError
@@ -18,7 +19,6 @@ from bge_integrations.runtime.request import Kind, Located, ModelSource
 from bge_integrations.runtime.resolve import check_kind
 from bge_integrations.types import Pooling
 
-_SHAPES = ("bert", "xlm-roberta")
 _POSSIBLE = (
     "What can be exported: embedders of BERT or XLM-RoBERTa shape that pool by CLS (bge v1 and v1.5, the dense vectors "
     "of bge-m3, this package's own) and cross-encoder rerankers of those shapes (bge-reranker-base, -large, -v2-m3)."
@@ -135,7 +135,7 @@ def find_subject(source: ModelSource) -> Subject:
 
 
 def _check_shape(model: str, model_type: str) -> None:
-    if model_type not in _SHAPES:
+    if not architecture_of(model_type).tokenizer_class:
         raise UnsupportedModelError(f"{model} is of the architecture {model_type or 'unknown'}. {_POSSIBLE}")
 
 

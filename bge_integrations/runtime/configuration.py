@@ -10,9 +10,6 @@ from typing import Any
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.request import Resolved
 
-LAYERWISE = ("minicpm", "cost_wise_gemma")
-"""Architectures that transformers does not know."""
-
 _ATTENTION = ("_attn_implementation", "attn_implementation")
 _COMPUTED_EVERYWHERE = ("eager", "sdpa")
 """Attentions that need nothing installed and run on every device."""

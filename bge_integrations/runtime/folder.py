@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.errors import MissingWeightsError, UnknownModelError, UnsupportedModelError
 from bge_integrations.runtime.modules import (
     AGAIN,
@@ -43,8 +44,6 @@ PIPELINE = "config_sentence_transformers.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 """Files of which a folder that brings a tokenizer has one."""
 _POOLINGS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST_TOKEN}
-_ROBERTA_POSITIONS = ("xlm-roberta", "roberta", "camembert")
-"""Architectures whose position ids begin at pad_token_id + 1."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,8 @@ class Folder:
         positions = self.config.get("max_position_embeddings")
         if not isinstance(positions, int) or positions <= 0:
             return None
-        return (
-            positions - self.config.get("pad_token_id", 1) - 1 if self.model_type in _ROBERTA_POSITIONS else positions
-        )
+        after_padding = architecture_of(self.model_type).starts_after_padding
+        return positions - self.config.get("pad_token_id", 1) - 1 if after_padding else positions
 
     @cached_property
     def max_length(self) -> int:

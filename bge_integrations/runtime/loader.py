@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.errors import BgeError, MissingWeightsError, UnsupportedModelError
 from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
 from bge_integrations.inference.engine import Engine
@@ -17,7 +18,7 @@ from bge_integrations.inference.heads import Dense, Head, Layers, Logit
 from bge_integrations.process import ForkSafeLock, device_lock, is_of_shutdown
 from bge_integrations.runtime import openvino_graph
 from bge_integrations.runtime.adapter import brought, merged, whole
-from bge_integrations.runtime.configuration import LAYERWISE, configuration, library_arguments, plain
+from bge_integrations.runtime.configuration import configuration, library_arguments, plain
 from bge_integrations.runtime.device import default_batch_tokens
 from bge_integrations.runtime.folder import LOCAL, Folder
 from bge_integrations.runtime.request import ModelKey, Resolved
@@ -125,7 +126,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _model(resolved: Resolved, tokenizer: Any) -> Backend:
-    if resolved.folder.model_type in LAYERWISE:
+    if architecture_of(resolved.folder.model_type).layerwise:
         return _layerwise(resolved)
     language_model = resolved.spec is not None and resolved.spec.family == "llm"
     return _decoder(resolved) if language_model else _encoder(resolved, tokenizer)
@@ -246,7 +247,9 @@ def _decoder(resolved: Resolved) -> Backend:
 def _layerwise(resolved: Resolved) -> Backend:
     from bge_integrations.inference.backends.layerwise import CostWiseGemma, LayerwiseBackend, LayerwiseMiniCPM
 
-    model_class: Any = LayerwiseMiniCPM if resolved.folder.model_type == "minicpm" else CostWiseGemma
+    model_class: Any = (
+        LayerwiseMiniCPM if architecture_of(resolved.folder.model_type).family == "layerwise" else CostWiseGemma
+    )
     config = model_class.make_config(plain(resolved.folder.config))
     model = _loaded_decoder(resolved, model_class, config)
     backend = LayerwiseBackend(model, engine=_decoder_engine(resolved, config))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from bge_integrations.architectures import decoders_of
 from bge_integrations.catalog import ModelSpec, get_spec
 from bge_integrations.errors import MissingExtraError, UnknownModelError, UnsupportedModelError, WrongKindError
 from bge_integrations.runtime.adapter import require_peft
@@ -20,8 +21,6 @@ from bge_integrations.runtime.settings import check_pipeline, slow_reason
 logger = logging.getLogger(__name__)
 
 _CLASS_OF = {"embedder": "BgeEmbedder", "reranker": "BgeReranker"}
-_DECODERS = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
-_LLM_MODEL_TYPES = {"llm": _DECODERS, "layerwise": ("minicpm",), "lightweight": ("cost_wise_gemma",)}
 _WEIGHTS = (".safetensors", ".bin")
 _openvino_failures: dict[tuple[str, str], str] = {}
 _WORTH_CONVERTING = 50_000_000
@@ -113,8 +112,7 @@ def _check_files(source: ModelSource, folder: Folder) -> None:
 
 def _check_architecture(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> None:
     """Refuses files that are not of the architecture that the row, or its absence, asks for."""
-    if spec and spec.family in _LLM_MODEL_TYPES:
-        wanted = _LLM_MODEL_TYPES[spec.family]
+    if spec and (wanted := decoders_of(spec.family)):
         if folder.model_type not in wanted:
             raise UnsupportedModelError(
                 f"{source.model} is of the architecture {folder.model_type!r}; a model like {spec.id} must be of "
@@ -135,7 +133,7 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
         (spec.vocab_size, config.get("vocab_size")),
     )
     same_kind = (
-        spec.family in _LLM_MODEL_TYPES if folder.is_language_model else (spec.kind == "reranker") == folder.is_reranker
+        bool(decoders_of(spec.family)) if folder.is_language_model else (spec.kind == "reranker") == folder.is_reranker
     ) and spec.model_type == folder.model_type
     return same_kind and all(wanted is None or wanted == actual for wanted, actual in shapes)
 
@@ -143,7 +141,7 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
 def _choose_backend(source: ModelSource, located: Located, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
     own_code = source.trust_remote_code and "auto_map" in folder.config
     reason = "it brings its own code" if own_code else slow_reason(folder)
-    language_model = spec if spec and spec.family in _LLM_MODEL_TYPES else None
+    language_model = spec if spec and decoders_of(spec.family) else None
     if source.kind == "reranker" and not language_model and folder.labels != 1:
         raise UnsupportedModelError(
             f"{source.model} has {folder.labels} labels; a reranker needs a sequence classifier with exactly one."

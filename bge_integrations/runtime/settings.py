@@ -5,6 +5,7 @@ Every key that the library reads is honoured, handed to it or refused by name; n
 
 from collections.abc import Mapping
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.errors import MissingExtraError, UnsupportedModelError
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.modules import POOLING_FLAGS, Module
@@ -17,7 +18,6 @@ _NEEDED = {
     "Dense": ("in_features", "out_features"),
     "Pooling": (),
 }
-_FAST_MODEL_TYPES = ("bert", "xlm-roberta")
 
 _TASKS = {"embedder": "feature-extraction", "reranker": "sequence-classification"}
 _USUAL_TEXT = {
@@ -49,7 +49,7 @@ def check_pipeline(folder: Folder, *, trust_remote_code: bool) -> None:
 
 def slow_reason(folder: Folder) -> str:
     """Why the fast paths don't know this pipeline; empty if they do."""
-    if folder.model_type not in _FAST_MODEL_TYPES:
+    if not architecture_of(folder.model_type).packs:
         return f"its architecture is {folder.model_type or 'not named'}, not BERT or XLM-RoBERTa"
     if folder.config.get("is_decoder") or folder.config.get("position_embedding_type", "absolute") != "absolute":
         return "it is a decoder or has relative positions"

@@ -3,15 +3,13 @@
 import copy
 from typing import Any
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.errors import UnsupportedModelError
 from bge_integrations.inference.tokenize import TextTokenizer
-from bge_integrations.runtime.configuration import LAYERWISE, configuration
+from bge_integrations.runtime.configuration import configuration
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.request import Resolved
 from bge_integrations.runtime.weights import refuse_missing_vocabulary, refuse_pointers, tokenizer_files
-
-_COUNTS_PADDING = ("albert", "bert", "distilbert", "electra", "ernie", "mobilebert", "mpnet")
-"""Architectures whose position ids begin at the first token of a row, padding or not."""
 
 
 def load_tokenizer(resolved: Resolved) -> Any:
@@ -28,7 +26,7 @@ def load_tokenizer(resolved: Resolved) -> Any:
     refuse_missing_vocabulary(folder)
     refuse_pointers(tokenizer_files(folder))
     # transformers looks for its tokenizer class by an architecture that it knows; these are not among them.
-    config = PreTrainedConfig() if folder.model_type in LAYERWISE else configuration(resolved)
+    config = PreTrainedConfig() if architecture_of(folder.model_type).layerwise else configuration(resolved)
     tokenizer = AutoTokenizer.from_pretrained(
         folder.tokenizer_path, config=config, trust_remote_code=resolved.trust_remote_code
     )
@@ -44,12 +42,14 @@ def load_tokenizer(resolved: Resolved) -> Any:
 def text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
     """Makes what turns texts into token ids of a tokenizer of transformers."""
     bos = tokenizer.bos_token_id
+    if bos == tokenizer.pad_token_id and not architecture_of(folder.model_type).layerwise:  # as the reference
+        bos = None
     own = copy.deepcopy(tokenizer.backend_tokenizer)
     own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return TextTokenizer(
         own,
         with_types="token_type_ids" in tokenizer.model_input_names and folder.config.get("type_vocab_size", 2) > 1,
-        bos=None if bos == tokenizer.pad_token_id and folder.model_type not in LAYERWISE else bos,  # as the reference
+        bos=bos,
         eos=tokenizer.eos_token_id,
         keeps_end=tokenizer.truncation_side == "left",
     )
@@ -58,7 +58,7 @@ def text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
 def _check_tokenizer(tokenizer: Any, resolved: Resolved) -> None:
     """Refuses settings with which a text's numbers would depend on the texts beside it."""
     model, file = resolved.key.model, resolved.folder.tokenizer_path / "tokenizer_config.json"
-    if tokenizer.padding_side == "left" and resolved.folder.model_type in _COUNTS_PADDING:
+    if tokenizer.padding_side == "left" and architecture_of(resolved.folder.model_type).counts_padding:
         raise UnsupportedModelError(
             f'{file} sets padding_side="left". {model} counts positions from the padding on, so a text\'s vector would '
             'depend on the texts beside it. Set it to "right".'

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.inference.backends.base import Launched
 from bge_integrations.inference.backends.graphs import SIZES, TEXTS, ForwardGraphs, filled, graph_size
 from bge_integrations.inference.backends.pytorch import TorchBackend, packed_hidden, positions
@@ -24,7 +25,8 @@ def embedder(request, bert_embedder, xlmr_embedder):
 
 def arrays_of(model, batch):
     types = {} if batch.types is None else {"token_type_ids": batch.types[None]}
-    places = positions(model.config.model_type, batch, model.config.pad_token_id)
+    after = model.config.pad_token_id if architecture_of(model.config.model_type).starts_after_padding else None
+    places = positions(batch, after)
     cu_seqlens = batch.cu_seqlens.astype(np.int32)
     return {"input_ids": batch.ids[None], "position_ids": places[None], "cu_seqlens": cu_seqlens, **types}
 

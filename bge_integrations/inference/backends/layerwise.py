@@ -144,7 +144,7 @@ def compress(hidden: torch.Tensor, batch: TokenBatch, ratio: int) -> tuple[torch
 
 def _places(model: LayerwiseModel, hidden: torch.Tensor, batch: TokenBatch) -> dict[str, Any]:
     """What the layers need to know of where each token stands."""
-    ids = to_device(positions("", batch, 0)[None], model.device)
+    ids = to_device(positions(batch)[None], model.device)
     return {
         "position_ids": ids,
         "position_embeddings": model.model.rotary_emb(hidden, ids),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bge_integrations.architectures import architecture_of
 from bge_integrations.errors import DeviceLostError, WrongKindError
 from bge_integrations.inference.backends.base import DeviceMemoryError, Launched
 from bge_integrations.inference.backends.fused import Fusing
@@ -98,7 +99,10 @@ class TorchBackend(ModuleBackend):
         graphs: ForwardGraphs | None = None,
     ) -> None:
         super().__init__(model, padded=not packed, engine=engine)
+        model.config.use_cache = False  # of a decoder, which keeps keys and values else
+        self._architecture = architecture_of(model.config.model_type)
         self._pad_id = model.config.pad_token_id
+        self._starts_after = self._pad_id or 0 if self._architecture.starts_after_padding else None
         self._has_pad_token = self._pad_id is not None and 0 <= self._pad_id < (self.vocabulary or math.inf)
         # Of a decoder that scores each text at its last token transformers looks for the last one that is not padding,
         # and without a padding token takes one text alone.
@@ -147,10 +151,10 @@ class TorchBackend(ModuleBackend):
         """Hidden states of all texts end to end, (tokens, width)."""
         arrays: Arrays = {
             "input_ids": batch.ids[None],
-            "position_ids": positions(model.config.model_type, batch, self._pad_id or 0)[None],
+            "position_ids": positions(batch, self._starts_after)[None],
             "cu_seqlens": batch.cu_seqlens.astype(np.int32),
         }
-        if batch.types is not None and model.config.model_type in ENCODERS:
+        if batch.types is not None and self._architecture.packs:
             arrays["token_type_ids"] = batch.types[None]
         if model is self._model:
             if self._graphs and (hidden := self._graphs.hidden(arrays)) is not None:
@@ -176,24 +180,19 @@ def packed_hidden(
     model: Any, inputs: Mapping[str, torch.Tensor], max_seqlen: int, starts: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Hidden states (tokens, width) of a packed row; see `varlen_attention` for `max_seqlen` and `starts`."""
-    extra = {} if model.config.model_type in ENCODERS else {"use_cache": False}
-    out = model.base_model(attention_mask=None, **inputs, **extra, max_seqlen=max_seqlen, starts=starts)
+    out = model.base_model(attention_mask=None, **inputs, max_seqlen=max_seqlen, starts=starts)
     return cast("torch.Tensor", out.last_hidden_state[0])
 
 
-ROBERTA = ("xlm-roberta",)
-ENCODERS = ("bert", *ROBERTA)
-
-
-def positions(model_type: str, batch: TokenBatch, pad_id: int) -> NDArray[np.int64]:
-    """Position of every token in its text, as the architecture counts them."""
+def positions(batch: TokenBatch, starts_after: int | None = None) -> NDArray[np.int64]:
+    """Position of every token in its text: from 0, or from the padding token's id + 1 where that is given."""
     starts = np.repeat(batch.cu_seqlens[:-1], batch.lengths)
-    if model_type not in ROBERTA:
+    if starts_after is None:
         return np.arange(len(batch.ids)) - starts
-    # RoBERTa counts the tokens that are not padding from pad_id + 1; a literal "<pad>" in a text stays at pad_id.
-    real = (batch.ids != pad_id).astype(np.int64)
+    # RoBERTa counts the tokens that are not padding; a literal "<pad>" in a text stays at the padding's own position.
+    real = (batch.ids != starts_after).astype(np.int64)
     before = np.concatenate([[0], np.cumsum(real)])
-    counted: NDArray[np.int64] = (before[1:] - before[starts]) * real + pad_id
+    counted: NDArray[np.int64] = (before[1:] - before[starts]) * real + starts_after
     return counted
 
 
@@ -208,7 +207,7 @@ def boundaries(batch: TokenBatch, device: torch.device) -> dict[str, Any]:
 
 def _classify(model: Any, first: torch.Tensor) -> torch.Tensor:
     """Logits from each text's first hidden state, through the model's own head."""
-    if model.config.model_type == "bert":
+    if architecture_of(model.config.model_type).pooler:
         logits = model.classifier(model.bert.pooler(first[:, None]))
     else:
         logits = model.classifier(first[:, None])
