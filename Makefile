@@ -8,6 +8,7 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=214748364
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
 # Tests that measure time, or kill processes in the middle of something; the others run two at a time.
 ALONE := tests/embed tests/inference tests/populate tests/rerank tests/runtime
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 # Scripts for this repository alone, written for what `make setup` installs.
 OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py
 
@@ -25,11 +26,12 @@ demo: $(DEMO_VENV)/.ready  ## the main job on real text, offline
 	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: setup  ## under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not ($(LEFT_OUT))"
+	$(BIN)/python -m pytest -m "not ($(LEFT_OUT))" $(ALONE)
+	$(BIN)/python -m pytest -m "not ($(LEFT_OUT))" $(TWO_AT_A_TIME)
 
 test-all: setup  ## every test this machine can run
 	$(BIN)/python -m pytest $(ALONE)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 test-lowest: .venv-lowest/.ready  ## on the oldest versions that pyproject.toml allows; what warns there is theirs
 	.venv-lowest/bin/python -m pytest -W default -m "not ($(LEFT_OUT))" $(addprefix --ignore=,$(OWN_TOOLS))

@@ -1,4 +1,4 @@
-"""What the tests of populate.ray run, each in a Python of its own with a Ray of its own: `on_ray.py job folder`."""
+"""What the tests of Ray run, each in a Python of its own with a Ray of its own: `on_ray.py job folder`."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ import ray
 from chromadb.config import Settings
 
 from bge_integrations import BgeEmbedder, BgeReranker
-from bge_integrations.populate.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
+from bge_integrations.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
 
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 COUNT = 120
@@ -51,7 +51,8 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 def compute(_: Path) -> dict[str, Any]:
     reranker = BgeReranker(RERANKER, normalize=False)
-    with_vectors = rows(6).map_batches(BgeEmbeddings, fn_constructor_kwargs={"model": EMBEDDER}, **TWO_ACTORS)
+    options = {"model": EMBEDDER, "max_length": 12, "on_truncate": "ignore"}
+    with_vectors = rows(6).map_batches(BgeEmbeddings, fn_constructor_kwargs=options, **TWO_ACTORS)
     arguments = {"model": reranker, "query_column": "question"}
     dataset = with_vectors.map_batches(
         BgeReranking, fn_constructor_kwargs=arguments, compute=ray.data.ActorPoolStrategy(size=1)
@@ -59,7 +60,7 @@ def compute(_: Path) -> dict[str, Any]:
     embedding, score = columns(dataset, "embedding", "score")
     pairs = [(f"What is number {n}?", text) for n, text in enumerate(TEXTS)]
     return {
-        "vectors": distance(embedding, BgeEmbedder(EMBEDDER).encode_documents(TEXTS)),
+        "vectors": distance(embedding, BgeEmbedder(**options).encode_documents(TEXTS)),
         "scores": distance(score, np.array(reranker.score(pairs))),
     }
 

@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import spark_partition_id
 
 from bge_integrations import BgeEmbedder, BgeReranker
-from bge_integrations.populate.spark import BgeEmbeddings, BgeReranking, populate_partitions
+from bge_integrations.spark import BgeEmbeddings, BgeReranking, populate_partitions
 
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 QUERY = "what do pandas eat?"
@@ -152,7 +152,7 @@ class Server:
         return self.factory(name)()._collection
 
     def fill(self, df: DataFrame, name: str, **options: Any) -> dict[str, Any]:
-        report = populate_partitions(df, self.factory(name), id_col="n", metadata_cols=["source"], **options)
+        report = populate_partitions(df, self.factory(name), id_column="n", metadata_columns=["source"], **options)
         return asdict(report)
 
     def fill_killed(
@@ -196,18 +196,19 @@ def columns(spark: SparkSession, folder: Path) -> dict[str, Any]:
         for number, text in enumerate(texts_of(100))
     ]
     df = spark.createDataFrame(rows, "n long, text string, query string").repartition(3)
+    asking = BgeEmbedder(EMBEDDER, query_instruction="Which text answers this? ", token="not for the disk")
     Pipeline(
         stages=[
             BgeEmbeddings(inputCol="text", outputCol="embedding", model=EMBEDDER),
-            BgeEmbeddings(inputCol="query", outputCol="asked", model=EMBEDDER, inputType="query"),
-            BgeReranking(queryCol="query", inputCol="text", outputCol="score", model=RERANKER, maxLength=64),
+            BgeEmbeddings(inputCol="query", outputCol="asked", model=asking, inputType="query"),
+            BgeReranking(queryCol="query", inputCol="text", outputCol="score", model=RERANKER, max_length=64),
             BgeReranking(queryCol="query", inputCol="text", outputCol="logit", model=RERANKER, normalize=False),
         ]
     ).fit(df).write().overwrite().save(str(folder / "pipeline"))
     result = PipelineModel.load(str(folder / "pipeline")).transform(df)
     plan = result._jdf.queryExecution().executedPlan().toString()
     found = sorted(result.collect(), key=lambda row: row.n)
-    query = BgeEmbedder(EMBEDDER).encode_queries([QUERY])[0]
+    query = asking.encode_queries([QUERY])[0]
     vectors = BgeEmbedder(EMBEDDER).encode_documents(texts_of(100))
     pairs = [(QUERY, text) for text in texts_of(100)]
     scores = BgeReranker(RERANKER, max_length=64).score(pairs)
@@ -224,22 +225,25 @@ def columns(spark: SparkSession, folder: Path) -> dict[str, Any]:
         "scores": max(abs(scores[row.n] - row.score) for row in both),
         "logits": max(abs(logits[row.n] - row.logit) for row in both),
         "workers_a_task": plan.count("ArrowEvalPython"),
+        "token_saved": any("not for the disk" in part.read_text() for part in (folder / "pipeline").rglob("part-*")),
         "refused": refusals(df),
     }
 
 
 def refusals(df: DataFrame) -> dict[str, str]:
+    bare = BgeEmbeddings(inputCol="text", outputCol="e")
     wrong = {
-        "no strings": BgeEmbeddings(inputCol="n", outputCol="e", model=EMBEDDER),
-        "taken": BgeEmbeddings(inputCol="text", outputCol="n", model=EMBEDDER),
-        "no model": BgeEmbeddings(inputCol="text", outputCol="e"),
-        "a reranker": BgeEmbeddings(inputCol="text", outputCol="e", model=RERANKER),
-        "no side": BgeEmbeddings(inputCol="text", outputCol="e", model=EMBEDDER, inputType="passage"),
+        "no strings": lambda: BgeEmbeddings(inputCol="n", outputCol="e", model=EMBEDDER),
+        "taken": lambda: BgeEmbeddings(inputCol="text", outputCol="n", model=EMBEDDER),
+        "no model": lambda: bare,
+        "a reranker": lambda: BgeEmbeddings(inputCol="text", outputCol="e", model=RERANKER),
+        "a reranker, set later": lambda: bare.copy({bare.model: RERANKER}),
+        "no side": lambda: BgeEmbeddings(inputCol="text", outputCol="e", model=EMBEDDER, inputType="passage"),
     }
     refused = {}
     for name, stage in wrong.items():
         try:
-            stage.transform(df)
+            stage().transform(df)
         except Exception as error:
             refused[name] = f"{type(error).__name__}: {error}"
     return refused
@@ -253,6 +257,8 @@ def populated(spark: SparkSession, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     with closing(Server(folder)) as server:
         told["first"], told["again"] = server.fill(df, "notes"), server.fill(df, "notes")
+        former = {"text_col": "text", "id_col": "n", "metadata_cols": ["source"]}
+        told["by_former_names"] = asdict(populate_partitions(df, server.factory("notes"), **former))
         told["whole"] = server.whole("notes", count)
         told["metadata"] = server.collection("notes").get(["8"])["metadatas"][0]
         told["changed"] = server.fill(changed, "notes", on_error="collect")

@@ -77,8 +77,8 @@ LAWS = {
     "populate.sinks.qdrant": law("populate embed stores errors types", "numpy qdrant_client"),
     "populate.sinks.lancedb": law("populate embed stores errors types", "numpy pyarrow"),
     "populate.sinks.recorded": law("populate embed stores errors types", "numpy", inside="llama_index"),
-    "populate.ray": law(f"populate {FOR_ADAPTERS}", "langchain_core numpy ray"),
-    "populate.spark": law("populate embed rerank stores errors types", "pandas pyarrow pyspark", "langchain_core"),
+    "ray": law("populate embed rerank errors types", "langchain_core numpy ray"),
+    "spark": law("populate embed rerank errors types", "numpy pandas pyarrow pyspark", "langchain_core"),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",
@@ -95,6 +95,7 @@ FRAMEWORK_SIGNATURES = (
     "langchain",
     "llama_index",
     "chroma",
+    "spark",  # pyspark's own stages take what they are given so, by `_set` and `setParams`
     "inference.backends.varlen",  # transformers calls it with whatever the model was called with
 )
 

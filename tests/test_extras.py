@@ -17,11 +17,13 @@ pytestmark = pytest.mark.slow  # starts processes of its own
         ("langchain.sparse", "langchain_qdrant", "qdrant"),
         ("llama_index", "llama_index", "llama-index"),
         ("llama_index", "llama_index.core", "llama-index"),
+        ("ray", "ray", "ray"),
+        ("ray", "langchain_core", "ray"),
         ("populate.ray", "ray", "ray"),
-        ("populate.ray", "langchain_core", "ray"),
         ("populate.spark", "pyspark", "spark"),
-        ("populate.spark", "pandas", "spark"),
-        ("populate.spark", "pyarrow", "spark"),
+        ("spark", "pyspark", "spark"),
+        ("spark", "pandas", "spark"),
+        ("spark", "pyarrow", "spark"),
     ],
 )
 def test_the_extra_is_named(module: str, missing: str, extra: str) -> None:

@@ -206,6 +206,7 @@ class Call:
         first: Index of the first text in what the caller gave, where that is more than this call; for messages.
         patient: Where too many calls wait, it waits for admission instead of being refused.
         future: Of its output.
+        release: Called with the future, right before that is answered.
         served: Tokens that have been computed for it.
         last_turn: The queue's step that computed some of it last.
         alone: It shares no batch, as one that it shared has failed.
@@ -219,6 +220,7 @@ class Call:
     first: int = 0
     patient: bool = False
     future: "Future[Output]" = field(default_factory=Future)
+    release: "Callable[[Future[Output]], object]" = lambda _: None
     served: int = 0
     last_turn: int = 0
     alone: bool = False
@@ -268,9 +270,11 @@ class Call:
         self._finished += len(positions)
         if self._finished == len(self.texts):
             cuts = sorted(self._cuts, key=attrgetter("index"))
+            self.release(self.future)
             answer(self.future, Output(self._rows, tuple(cuts), self._tokens), None)
 
     def fail(self, error: BaseException) -> None:
+        self.release(self.future)
         answer(self.future, None, error)
 
     def _tokenize_window(self) -> None:

@@ -44,7 +44,6 @@ CLEAN_BATCHES = 16
 """Batches without an out-of-memory after which the budget that one had halved is doubled again."""
 
 _Batch = tuple[list[Item], Launched]
-_last_turn = attrgetter("last_turn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,7 @@ class Engine:
         first: int = 0,
         patient: bool = False,
         future: "Future[Output] | None" = None,
+        release: Callable[[Future[Output]], object] = lambda _: None,
     ) -> "Future[Output]":
         """Queues texts or pairs.
 
@@ -104,6 +104,7 @@ class Engine:
             first: What messages call the first item.
             patient: Where too many calls wait, wait for admission instead of being refused.
             future: What to give the output or an error; None makes a future.
+            release: Called with the future, right before that is answered.
 
         Returns:
             A future of the rows that the plan's head describes, and of the items that were cut. It fails with a
@@ -124,7 +125,7 @@ class Engine:
         )  # fmt: skip
         call = Call(
             items, bound.encode, limits.check, bound.head, max_batch_tokens or self.max_batch_tokens, first, patient,
-            future or Future(),
+            future or Future(), release,
         )  # fmt: skip
         self.queue.submit(call)
         return call.future
@@ -279,7 +280,7 @@ class Queue:
             return calls
         calls.sort(key=lambda call: (call.served, len(call.texts)))
         if self._turn % 2:
-            longest_waiting = min(calls, key=_last_turn)
+            longest_waiting = min(calls, key=attrgetter("last_turn"))
             calls.remove(longest_waiting)
             calls.insert(0, longest_waiting)
         return calls

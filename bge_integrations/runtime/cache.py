@@ -94,7 +94,7 @@ class ModelCache:
         refuse_lost_threads()
         future: Future[Output] = Future()
         resolved = self._current(request.source)
-        resident = self._residents.lease_if_ready(resolved.key) if resolved else None
+        resident = self._residents.lease_if_ready(resolved.key, future) if resolved else None
         if resident and resolved:
             self._serve(resident, resolved, request, future)
             return future
@@ -131,7 +131,7 @@ class ModelCache:
         """
         models = [
             asdict(resident.key)
-            | {"bytes": resident.nbytes, "engine": resident.engine.backend.engine, "leases": resident.leases}
+            | {"bytes": resident.nbytes, "engine": resident.engine.backend.engine, "leases": len(resident.leases)}
             | asdict(resident.engine.stats)
             for resident in self._residents.loaded()
         ]
@@ -191,8 +191,9 @@ class ModelCache:
             return resolved
 
     def _serve(self, resident: Resident, resolved: Resolved, request: Request, future: "Future[Output]") -> None:
-        """Starts one leased call; the lease ends when its future is done."""
-        future.add_done_callback(partial(self._residents.release, resident))
+        """Starts one leased call; the lease ends before its future is answered, or when that is cancelled."""
+        release = partial(self._residents.release, resident)
+        future.add_done_callback(release)
         try:
             resident.engine.submit(
                 request.items,
@@ -202,6 +203,7 @@ class ModelCache:
                 first=request.first,
                 patient=request.patient,
                 future=future,
+                release=release,
             )
         except BaseException as error:
             answer(future, None, error)
@@ -218,9 +220,9 @@ class ModelCache:
                 answer(future, None, error)
             return
         for request, future in self._missed_calls(source):
-            self._residents.lease_again(resident)
+            self._residents.lease_again(resident, future)
             self._serve(resident, resolved, request, future)
-        self._residents.release(resident)
+        self._residents.release(resident, source)
         key = resolved.key
         if key.revision.startswith(LOCAL):
             # What the folder held before, or its link led to, is out of everyone's reach.
@@ -231,7 +233,7 @@ class ModelCache:
     def _lease(self, source: ModelSource, resolved: Resolved) -> tuple[Resolved, Resident]:
         """A leased model; what OpenVINO was taken for and cannot run, torch does."""
         try:
-            return resolved, self._residents.lease(resolved)
+            return resolved, self._residents.lease(resolved, source)
         except UnsupportedModelError as error:
             if source.backend != "auto" or resolved.key.backend != "openvino":
                 raise
@@ -239,7 +241,7 @@ class ModelCache:
             instead = self._known[source] = resolve(source, locate(source))
             if instead.key == resolved.key:  # its files, or its dtype, are for OpenVINO alone
                 raise
-            return instead, self._residents.lease(instead)
+            return instead, self._residents.lease(instead, source)
 
     def _still_wanted(self, source: ModelSource, resolved: Resolved) -> bool:
         """Refuses bad calls before weights load; whether any call is left to load them for."""

@@ -25,7 +25,7 @@ class Resident:
         nbytes: The room it takes or, once that is granted, will take.
         engine: Not there while it loads.
         loading: Whether it still loads.
-        leases: Calls that use it now.
+        leases: Who uses it now: the futures of calls, and whoever loads it for them.
         used: When it was last leased, as the table counts.
         leaving: It takes no new calls and goes when the last lease ends.
     """
@@ -34,7 +34,7 @@ class Resident:
     nbytes: int = 0
     engine: Engine = field(init=False)
     loading: bool = True
-    leases: int = 0
+    leases: set[object] = field(default_factory=set)
     used: int = 0
     leaving: bool = False
 
@@ -72,19 +72,19 @@ class Residents:
             resident = self._table.get(key)
             return resident.engine.stats.queue_depth if resident and not resident.loading else 0
 
-    def lease_if_ready(self, key: ModelKey) -> Resident | None:
-        """A leased model, or None where that would take a load or a wait."""
+    def lease_if_ready(self, key: ModelKey, holder: object) -> Resident | None:
+        """A model leased to `holder`, or None where that would take a load or a wait."""
         with self._changed:
             resident = self._table.get(key)
             if resident is None or resident.loading or resident.leaving:
                 return None
             self._clock += 1
             resident.used = self._clock
-            resident.leases += 1
+            resident.leases.add(holder)
             return resident
 
-    def lease(self, resolved: Resolved) -> Resident:
-        """A leased model, after loading it if it isn't there; blocks.
+    def lease(self, resolved: Resolved, holder: object) -> Resident:
+        """A model leased to `holder`, after loading it if it isn't there; blocks.
 
         Raises:
             OverBudgetError: It can never fit the budget.
@@ -95,7 +95,7 @@ class Residents:
         nbytes = loaded_bytes(files, key.dtype)
         with self._changed:
             while self._table.get(key):
-                if resident := self.lease_if_ready(key):
+                if resident := self.lease_if_ready(key, holder):
                     return resident
                 self._changed.wait()
             resident = self._table[key] = Resident(key)
@@ -109,19 +109,20 @@ class Residents:
             resident.engine, resident.nbytes, resident.loading = engine, engine.backend.nbytes, False
             self.loads += 1
             self._clock += 1
-            resident.used, resident.leases = self._clock, 1
+            resident.used = self._clock
+            resident.leases.add(holder)
             self._changed.notify_all()
             return resident
 
-    def lease_again(self, resident: Resident) -> None:
-        """One more lease of a leased model."""
+    def lease_again(self, resident: Resident, holder: object) -> None:
+        """Leases a leased model to one more."""
         with self._changed:
-            resident.leases += 1
+            resident.leases.add(holder)
 
-    def release(self, resident: Resident, _: object = None) -> None:
-        """Ends one lease."""
+    def release(self, resident: Resident, holder: object) -> None:
+        """Ends the lease of `holder`, unless it has ended."""
         with self._changed:
-            resident.leases -= 1
+            resident.leases.discard(holder)
             if not resident.leases:
                 self._changed.notify_all()
 
@@ -214,7 +215,7 @@ class Residents:
                 return True
             candidates = [r for r in neighbours if r.ready]
             if not fits and not earlier and candidates:
-                chosen = min(candidates, key=lambda r: (r.leases > 0, r.used))
+                chosen = min(candidates, key=lambda r: (bool(r.leases), r.used))
                 chosen.leaving = True  # it takes no new calls, so they can't keep it
                 self.evictions += 1
                 leaving.append(chosen)

@@ -21,7 +21,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from bge_integrations import ModelCache
 from bge_integrations.chroma import BgeEmbeddingFunction
 from bge_integrations.langchain import BgeEmbeddings
-from bge_integrations.populate import PopulateReport, Progress, apopulate, populate, writing
+from bge_integrations.populate import PopulateReport, Progress, apopulate, populate, retry
 from bge_integrations.stores.fingerprint import read_fingerprint
 
 DOCUMENTS = [Document(f"Text number {n} is about pandas.", metadata={"source": f"{n % 3}.md"}) for n in range(40)]
@@ -210,7 +210,7 @@ def test_a_store_that_stays_away(store: Tried, monkeypatch: pytest.MonkeyPatch) 
     def before(_: list[str]) -> None:
         raise ConnectionError("away")
 
-    monkeypatch.setattr(writing, "SECONDS", 0.2)
+    monkeypatch.setattr(retry, "SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setattr(store, "before", before)
         for on_error in ("raise", "collect"):

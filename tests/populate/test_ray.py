@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ import bge_integrations
 from bge_integrations import BgeEmbedder, BgeReranker, ModelCache, UnknownModelError, WrongKindError
 from bge_integrations.langchain import BgeEmbeddings as LangChainEmbeddings
 from bge_integrations.populate import PopulateReport, populate
-from bge_integrations.populate.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
+from bge_integrations.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
 
 TEXTS = ["Pandas eat bamboo.", "Bears eat honey.", "Cats eat fish."]
 SCRIPT = Path(__file__).parents[1] / "on_ray.py"
@@ -95,6 +97,52 @@ def test_a_batch_gets_scores(bert_reranker: Path, cache: ModelCache) -> None:
     made = BgeReranking(reranker)(batch)
     assert made["score"].dtype == np.float64
     np.testing.assert_allclose(made["score"], reranker.score(zip(TEXTS[::-1], TEXTS, strict=True)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "core", "columns"),
+    [
+        (BgeEmbeddings, BgeEmbedder, ["input_column", "output_column", "query"]),
+        (BgeReranking, BgeReranker, ["query_column", "input_column", "output_column"]),
+    ],
+)
+def test_every_option_of_the_core_is_taken(ours: Any, core: Any, columns: list[str]) -> None:
+    shown = signature(ours).parameters
+    positional = [name for name, each in shown.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert positional == ["model", *columns]
+    expected = {name: each.default for name, each in signature(core).parameters.items()}
+    assert {name: each.default for name, each in shown.items() if name not in columns} == expected
+
+
+def test_options_decide_what_comes_out(bert_embedder: Path, cache: ModelCache) -> None:
+    options = {"query_instruction": "find: ", "max_length": 5, "on_truncate": "ignore", "cache": cache}
+    made = BgeEmbeddings(str(bert_embedder), "passage", "vector", True, **options)({"passage": np.array(TEXTS)})
+    expected = BgeEmbedder(str(bert_embedder), **options).encode_queries(TEXTS)
+    np.testing.assert_allclose(made["vector"], expected, atol=1e-6)
+
+
+def test_an_object_brings_its_options_and_its_folder(
+    bert_embedder: Path, cache: ModelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(bert_embedder.parent)
+    embedder = BgeEmbedder(bert_embedder.name, max_length=64, device="cpu", cache=cache)
+    monkeypatch.chdir(tmp_path)
+    made = BgeEmbeddings(embedder, "passage")
+    core = [option.name for option in fields(BgeEmbedder)]
+    assert [getattr(made.embedder, name) for name in core] == [getattr(embedder, name) for name in core]
+    assert (made.input_column, made.output_column, made.query) == ("passage", "embedding", False)
+    np.testing.assert_allclose(made({"passage": np.array(TEXTS)})["embedding"], embedder.encode_documents(TEXTS))
+    again = BgeEmbeddings(made, "text", "vector")
+    assert (again.input_column, again.output_column, again.max_length) == ("text", "vector", 64)
+
+
+def test_options_beside_an_object_are_refused(cache: ModelCache) -> None:
+    with pytest.raises(ValueError, match="takes no max_length=, dtype= beside it. Give the BgeEmbedder these options"):
+        BgeEmbeddings(BgeEmbedder("BAAI/bge-m3"), max_length=9, dtype="float16")
+    reranker = BgeReranker("BAAI/bge-reranker-base", normalize=False)
+    with pytest.raises(ValueError, match="takes no cache= beside it"):
+        BgeReranking(reranker, cache=cache)
+    assert BgeReranking(reranker, "question").reranker.normalize is False
 
 
 def test_wrong_models_and_columns_are_named(bert_embedder: Path, cache: ModelCache) -> None:

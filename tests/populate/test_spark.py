@@ -1,21 +1,28 @@
 """Spark for real: columns equal what one process computes, stores get every row once, whichever process dies."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyspark
 import pytest
+import torch
 from langchain_core.vectorstores import InMemoryVectorStore
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter
 
 import bge_integrations
+from bge_integrations import BgeEmbedder, BgeReranker, UnknownModelError
 from bge_integrations.langchain import BgeEmbeddings as LangChainEmbeddings
 from bge_integrations.populate import populate
-from bge_integrations.populate.spark import BgeEmbeddings, BgeReranking, _documents
+from bge_integrations.spark import BgeEmbeddings, BgeReranking, _documents, populate_partitions
 
 SCRIPT = Path(__file__).parents[1] / "on_spark.py"
 COUNT, KILLED_COUNT = 320, 640
@@ -61,6 +68,7 @@ def test_columns_of_a_saved_pipeline_are_those_of_one_process(local):
     assert {columns["types"][name] for name in ("embedding", "asked")} == {"array<float>"}
     assert {columns["types"][name] for name in ("score", "logit")} == {"double"}
     assert max(columns[name] for name in ("embeddings", "queries", "scores", "logits")) < 1e-5
+    assert columns["token_saved"] is False
 
 
 @pytest.mark.spark
@@ -84,6 +92,10 @@ def test_the_stages_of_a_pipeline_share_a_worker(local):
         ("taken", 'ValueError: There is a column "n" already; drop it, or name another outputCol.'),
         ("no model", "ValueError: BgeEmbeddings needs model=."),
         ("a reranker", "WrongKindError: bge-integrations/mini-reranker-en is a reranker. Use BgeReranker for it."),
+        (
+            "a reranker, set later",
+            "WrongKindError: bge-integrations/mini-reranker-en is a reranker. Use BgeReranker for it.",
+        ),
         ("no side", 'ValueError: inputType is "document" or "query", not "passage".'),
     ],
 )
@@ -97,6 +109,7 @@ def test_partitions_fill_a_store_and_a_second_run_computes_nothing(local):
     assert numbers(told["first"]) == (COUNT, 0, 0, 0, COUNT)
     assert numbers(told["again"]) == (0, 0, COUNT, 0, 0)
     assert told["again"]["tokens"] == 0 < told["first"]["tokens"]
+    assert numbers(told["by_former_names"]) == (0, 0, COUNT, 0, 0)
     assert told["whole"] < 1e-5
     assert told["metadata"]["source"] == "1.md"
 
@@ -152,7 +165,7 @@ def test_rows_are_read_as_they_are_needed(bert_embedder, cache):
 
 
 def test_a_stage_keeps_what_it_is_given():
-    embeddings = BgeEmbeddings(inputCol="text", outputCol="embedding", model="BAAI/bge-m3", maxLength=512)
+    embeddings = BgeEmbeddings(inputCol="text", outputCol="embedding", model="BAAI/bge-m3", max_length=512)
     assert (embeddings.getInputCol(), embeddings.getOutputCol()) == ("text", "embedding")
     assert (embeddings.getOrDefault("model"), embeddings.getOrDefault("maxLength")) == ("BAAI/bge-m3", 512)
     assert embeddings.getOrDefault("inputType") == "document"
@@ -160,3 +173,152 @@ def test_a_stage_keeps_what_it_is_given():
     again = BgeReranking(queryCol="query", inputCol="text", model="BAAI/bge-reranker-base").copy({})
     assert again.getOrDefault("queryCol") == "query"
     assert again.getOrDefault("normalize") is True
+
+
+def saved(stage: Any) -> dict[str, Any]:
+    """What a saved pipeline has of a stage."""
+    return json.loads(DefaultParamsWriter._get_metadata_to_save(stage, SimpleNamespace(version="4.3.0")))
+
+
+def loaded(kept: dict[str, Any]) -> Any:
+    stage = {"BgeEmbeddings": BgeEmbeddings, "BgeReranking": BgeReranking}[kept["class"].rpartition(".")[2]]()
+    stage._resetUid(kept["uid"])
+    DefaultParamsReader.getAndSetParams(stage, kept)
+    return stage
+
+
+def options_of(core: Any) -> dict[str, Any]:
+    return {option.name: getattr(core, option.name) for option in fields(core)}
+
+
+@pytest.mark.parametrize(("stage", "core"), [(BgeEmbeddings, BgeEmbedder), (BgeReranking, BgeReranker)])
+def test_every_option_of_the_core_is_one_of_the_stage(stage, core):
+    shown = {name: parameter.default for name, parameter in signature(stage).parameters.items()}
+    expected = {option.name: option.default for option in fields(core) if option.name != "model"}
+    assert expected.items() <= shown.items()
+    assert shown["model"] is None
+    assert {param.name for param in stage().params} == shown.keys() - {"cache", "token"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "core", "options"),
+    [
+        (
+            BgeEmbeddings,
+            BgeEmbedder,
+            {
+                "model": "BAAI/bge-en-icl",
+                "examples": ({"query": "q", "response": "r"},),
+                "query_instruction": "Find: ",
+                "max_length": 99,
+                "on_truncate": "raise",
+                "device": ["cpu", "cpu"],
+                "dtype": torch.float16,
+                "cache_folder": Path("hub"),
+                "local_files_only": True,
+            },
+        ),
+        (
+            BgeReranking,
+            BgeReranker,
+            {"model": "BAAI/bge-reranker-v2-minicpm-layerwise", "cutoff_layers": range(8, 10), "normalize": False},
+        ),
+    ],
+)
+def test_options_are_saved_and_loaded(stage, core, options):
+    expected = options_of(core(**options))
+    for made in (stage(**options), stage(model=core(**options))):
+        assert options_of(loaded(saved(made))._core()) == options_of(made._core()) == expected
+
+
+def test_a_token_and_a_cache_go_with_a_stage_and_are_never_saved(cache):
+    private = {"token": "hf_secret", "cache": cache}
+    for stage in (
+        BgeEmbeddings(model="BAAI/bge-m3", **private),
+        BgeEmbeddings(model=BgeEmbedder("BAAI/bge-m3", **private)),
+    ):
+        core = stage.copy()._core()
+        assert (core.token, core.cache) == ("hf_secret", cache)
+        kept = saved(stage)
+        assert "hf_secret" not in json.dumps(kept)
+        assert not {"token", "cache"} & {*kept["paramMap"], *kept["defaultParamMap"]}
+        again = loaded(kept)
+        assert (again.token, again.cache) == (None, None)
+
+
+def test_what_is_wrong_is_refused_when_a_stage_is_made():
+    with pytest.raises(TypeError, match="BgeEmbeddings has no max_len=, modle=. It takes .*max_length="):
+        BgeEmbeddings(max_len=3, modle=None)
+    with pytest.raises(ValueError, match="max_length='x' must be a whole number above 0"):
+        BgeEmbeddings(model="BAAI/bge-m3", max_length="x")
+    with pytest.raises(UnknownModelError, match="bge-base-en"):
+        BgeEmbeddings(model="BAAI/bge-bas-en-v1.5")
+    with pytest.raises(ValueError, match="it takes no normalize=, token= beside it"):
+        BgeReranking(model=BgeReranker("BAAI/bge-reranker-base"), normalize=True, token="t", device=None)
+    with pytest.raises(TypeError, match="cannot save a BgeReranker"):
+        BgeEmbeddings(model=BgeReranker("BAAI/bge-reranker-base"))
+    later = BgeEmbeddings(model="BAAI/bge-m3")
+    later.set(later.max_length, 0)
+    with pytest.raises(ValueError, match="max_length=0"):
+        later._core()
+
+
+def test_a_derived_stage_has_the_arguments_of_its_own_init():
+    class Same(BgeEmbeddings):
+        pass
+
+    class Fixed(BgeEmbeddings):
+        def __init__(self, *, column="text"):
+            super().__init__(inputCol=column, model="BAAI/bge-m3")
+
+    assert signature(Same) == signature(BgeEmbeddings)
+    assert list(signature(Fixed).parameters) == ["column"]
+    assert loaded(saved(Fixed(column="a")) | {"class": "BgeEmbeddings"}).getInputCol() == "a"
+
+
+def test_none_is_not_given():
+    stage = BgeReranking(model="BAAI/bge-reranker-base", normalize=None, device=None)
+    assert not stage.isSet("normalize")
+    assert stage._core().normalize is True
+
+
+def test_the_former_name_of_max_length_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="maxLength= is max_length= now") as told:
+        stage = BgeEmbeddings(model="BAAI/bge-m3", maxLength=512)
+    assert told[0].filename == __file__
+    assert stage.getOrDefault("max_length") == stage.getOrDefault(stage.maxLength) == stage._core().max_length == 512
+    kept = saved(stage)
+    assert "maxLength" not in kept["paramMap"]
+    kept["paramMap"] = {"model": "BAAI/bge-m3", "maxLength": 64}  # as version 0.1 saved it
+    assert loaded(kept)._core().max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value", "texts"),
+    [
+        ("text_col", "text_column", "a", "a"),
+        ("id_col", "id_column", "a", "text"),
+        ("metadata_cols", "metadata_columns", ["a"], "text"),
+    ],
+)
+def test_former_names_of_columns_warn(monkeypatch, old, new, value, texts):
+    def read(_, name):
+        raise LookupError(name)
+
+    monkeypatch.setattr("bge_integrations.spark._strings", read)
+    with (
+        pytest.warns(DeprecationWarning, match=f"{old}= is {new}= now") as told,
+        pytest.raises(LookupError, match=f"^{texts}$"),
+    ):
+        populate_partitions(None, dict, **{old: value})
+    assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", ["ray", "spark"])
+def test_the_former_module_gives_the_same_objects_and_warns(name):
+    sys.modules.pop(f"bge_integrations.populate.{name}", None)
+    with pytest.warns(DeprecationWarning, match=f"bge_integrations.populate.{name} is bge_integrations.{name} now"):
+        former = importlib.import_module(f"bge_integrations.populate.{name}")
+    present = importlib.import_module(f"bge_integrations.{name}")
+    assert former.__all__ == present.__all__
+    assert all(getattr(former, each) is getattr(present, each) for each in present.__all__)

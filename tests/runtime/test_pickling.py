@@ -53,7 +53,7 @@ def test_they_are_small_with_the_model_loaded(dumps, make, bert_embedder, bert_r
 def test_no_token_is_shown(bert_embedder, tmp_path):
     embedder = BgeEmbedder(str(bert_embedder), token="hf_secret")
     reranker = BgeReranker("acme/reranker", token="hf_secret", local_files_only=True, cache_folder=str(tmp_path))
-    for thing in (embedder, reranker, embedder._source, default_cache(), str(embedder.describe())):
+    for thing in (embedder, reranker, embedder._sources[0], default_cache(), str(embedder.describe())):
         assert "secret" not in repr(thing)
     with pytest.raises(LookupError) as error:
         reranker.score([("a", "b")])

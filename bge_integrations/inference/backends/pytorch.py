@@ -134,7 +134,7 @@ class TorchBackend(ModuleBackend):
             return _token_logit(model, hidden[ends[1:] - 1], head.token)
         if self._scores_last_token:
             return cast("torch.Tensor", model.score(hidden[ends[1:] - 1]))
-        return _classify(model, hidden[ends[:-1]])
+        return _classify(model, hidden[ends[:-1]], pooler=self._architecture.pooler)
 
     def _padded(self, model: Any, batch: TokenBatch) -> torch.Tensor:
         """Hidden states of all texts end to end, (tokens, width)."""
@@ -186,7 +186,7 @@ def packed_hidden(
 
 def positions(batch: TokenBatch, starts_after: int | None = None) -> NDArray[np.int64]:
     """Position of every token in its text: from 0, or from the padding token's id + 1 where that is given."""
-    starts = np.repeat(batch.cu_seqlens[:-1], batch.lengths)
+    starts = np.repeat(batch.cu_seqlens[:-1], np.diff(batch.cu_seqlens))
     if starts_after is None:
         return np.arange(len(batch.ids)) - starts
     # RoBERTa counts the tokens that are not padding; a literal "<pad>" in a text stays at the padding's own position.
@@ -205,13 +205,10 @@ def boundaries(batch: TokenBatch, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _classify(model: Any, first: torch.Tensor) -> torch.Tensor:
+def _classify(model: Any, first: torch.Tensor, *, pooler: bool) -> torch.Tensor:
     """Logits from each text's first hidden state, through the model's own head."""
-    if architecture_of(model.config.model_type).pooler:
-        logits = model.classifier(model.bert.pooler(first[:, None]))
-    else:
-        logits = model.classifier(first[:, None])
-    return cast("torch.Tensor", logits)
+    rows = first[:, None]
+    return cast("torch.Tensor", model.classifier(model.bert.pooler(rows) if pooler else rows))
 
 
 def _token_logit(model: Any, last: torch.Tensor, token: int) -> torch.Tensor:

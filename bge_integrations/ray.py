@@ -3,11 +3,11 @@
 Example:
     ```python
     import ray
-    from bge_integrations.populate.ray import BgeEmbeddings
+    from bge_integrations.ray import BgeEmbeddings
 
     dataset = ray.data.read_parquet("texts").map_batches(
         BgeEmbeddings,
-        fn_constructor_kwargs={"model": "BAAI/bge-base-en-v1.5"},
+        fn_constructor_kwargs={"model": "BAAI/bge-base-en-v1.5", "max_length": 256},
         batch_size=1024,
         num_gpus=1,
         compute=ray.data.ActorPoolStrategy(size=8),
@@ -20,6 +20,7 @@ an actor, 1 by default, for Ray sets OMP_NUM_THREADS by it. Ray starts a killed 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,9 +34,7 @@ from bge_integrations.populate.report import PopulateReport, sum_reports
 from bge_integrations.rerank.reranker import BgeReranker
 
 if find_spec("ray") is None or find_spec("langchain_core") is None:
-    raise MissingExtraError(
-        'bge_integrations.populate.ray needs Ray Data. Install it: pip install "bge_integrations[ray]"'
-    )
+    raise MissingExtraError('bge_integrations.ray needs Ray Data. Install it: pip install "bge_integrations[ray]"')
 
 from langchain_core.documents import Document
 from ray.data.block import Block, BlockAccessor
@@ -50,33 +49,42 @@ ROWS = 1024
 """Rows of a block that are Python objects at a time."""
 
 
-class BgeEmbeddings:
-    """Adds a column of embeddings: float32 vectors, one a text.
+@dataclass(repr=False, eq=False)
+class BgeEmbeddings(BgeEmbedder):
+    """A `BgeEmbedder` that adds a column of embeddings to batches: float32 vectors, one a text.
+
+    It holds configuration only, so it travels to the actors; each loads the weights at its first batch.
 
     Args:
-        model: What `BgeEmbedder` takes, or a `BgeEmbedder` with any other argument, such as
-            `BgeEmbedder("BAAI/bge-base-en-v1.5", dtype="float16")`: it is configuration only, so it travels to the
-            actors. Each loads the weights at its first batch.
+        model: A catalogue id, a hub id, or a folder that every actor can read; or a `BgeEmbedder`, whose arguments are
+            taken over.
         input_column: The column of texts.
         output_column: The column to add; one of that name is replaced.
         query: The texts are queries, which take the query instruction.
 
+    All other arguments are those of `BgeEmbedder`, by name; in `fn_constructor_kwargs` too.
+
     Raises:
         UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
         WrongKindError: A reranker.
+        ValueError: An argument is out of its range, or stands beside a `BgeEmbedder` and is not its default.
     """
 
-    def __init__(
-        self,
-        model: str | BgeEmbedder,
-        input_column: str = "text",
-        output_column: str = "embedding",
-        query: bool = False,
-    ) -> None:
-        self.embedder = model if isinstance(model, BgeEmbedder) else BgeEmbedder(model)
-        self.input_column = input_column
-        self.output_column = output_column
-        self.query = query
+    model: str | BgeEmbedder  # type: ignore[assignment]  # a string once the object is made
+    input_column: str = "text"
+    output_column: str = "embedding"
+    query: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, BgeEmbedder):
+            _take_over(self, self.model, BgeEmbedder)
+        else:
+            super().__post_init__()
+
+    @property
+    def embedder(self) -> BgeEmbedder:
+        """The embedder that does the work: this object, which is one."""
+        return self
 
     def __call__(self, batch: Batch) -> Batch:
         """Embed one batch.
@@ -92,35 +100,44 @@ class BgeEmbeddings:
             ValueError: There is no such column, or a text is not valid Unicode.
         """
         texts = _texts(batch, self.input_column)
-        encode = self.embedder.encode_queries if self.query else self.embedder.encode_documents
+        encode = self.encode_queries if self.query else self.encode_documents
         return {**batch, self.output_column: encode(texts)}
 
 
-class BgeReranking:
-    """Adds a column of relevance scores, one a query and passage.
+@dataclass(repr=False, eq=False)
+class BgeReranking(BgeReranker):
+    """A `BgeReranker` that adds a column of relevance scores to batches, one a query and passage.
 
     Args:
-        model: What `BgeReranker` takes, or a `BgeReranker` with any other argument.
+        model: A catalogue id, a hub id, or a folder that every actor can read; or a `BgeReranker`, whose arguments are
+            taken over.
         query_column: The column of queries.
         input_column: The column of passages.
         output_column: The column to add; one of that name is replaced.
 
+    All other arguments are those of `BgeReranker`, by name; in `fn_constructor_kwargs` too.
+
     Raises:
         UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
         WrongKindError: An embedder.
+        ValueError: An argument is out of its range, or stands beside a `BgeReranker` and is not its default.
     """
 
-    def __init__(
-        self,
-        model: str | BgeReranker,
-        query_column: str = "query",
-        input_column: str = "text",
-        output_column: str = "score",
-    ) -> None:
-        self.reranker = model if isinstance(model, BgeReranker) else BgeReranker(model)
-        self.query_column = query_column
-        self.input_column = input_column
-        self.output_column = output_column
+    model: str | BgeReranker  # type: ignore[assignment]  # a string once the object is made
+    query_column: str = "query"
+    input_column: str = "text"
+    output_column: str = "score"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, BgeReranker):
+            _take_over(self, self.model, BgeReranker)
+        else:
+            super().__post_init__()
+
+    @property
+    def reranker(self) -> BgeReranker:
+        """The reranker that does the work: this object, which is one."""
+        return self
 
     def __call__(self, batch: Batch) -> Batch:
         """Score one batch.
@@ -129,15 +146,14 @@ class BgeReranking:
             batch: Columns as numpy arrays, Ray's default.
 
         Returns:
-            The same columns and `output_column`, float64: between 0 and 1, or logits of a `BgeReranker` with
-            `normalize=False`.
+            The same columns and `output_column`, float64: between 0 and 1, or logits with `normalize=False`.
 
         Raises:
             TypeError: A pair that is not two strings, with its index; leave such rows out before.
             ValueError: There is no such column, or a text is not valid Unicode.
         """
         pairs = zip(_texts(batch, self.query_column), _texts(batch, self.input_column), strict=True)
-        return {**batch, self.output_column: np.asarray(self.reranker.score(pairs), dtype=np.float64)}
+        return {**batch, self.output_column: np.asarray(self.score(pairs), dtype=np.float64)}
 
 
 class VectorStoreDatasink(Datasink[PopulateReport]):
@@ -226,6 +242,22 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
         return Document.model_construct(
             id=None if own is None else str(own), page_content=row[self.text_column], metadata=metadata
         )
+
+
+def _take_over(own: BgeEmbedder | BgeReranker, given: BgeEmbedder | BgeReranker, core: type[Any]) -> None:
+    """Make `own`, but for its columns, what `given` is; a folder stays the one that `given` found.
+
+    Raises:
+        ValueError: `own` has options of its own, as the message says.
+    """
+    options = {option.name: option.default for option in fields(core) if option.name != "model"}
+    if beside := [f"{name}=" for name, default in options.items() if getattr(own, name) != default]:
+        raise ValueError(
+            f"{type(own).__name__} has all options from the {core.__name__} that is its model, so it takes no "
+            f"{', '.join(beside)} beside it. Give the {core.__name__} these options, or name the model."
+        )
+    columns = {name: value for name, value in vars(own).items() if name not in {"model", *options}}
+    vars(own).update(vars(given) | columns)
 
 
 def _texts(batch: Batch, column: str) -> list[str]:
