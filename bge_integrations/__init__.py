@@ -6,7 +6,7 @@ Nothing heavy is imported before it is used: `import bge_integrations` pulls in 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from bge_integrations import _moved as _moved  # so that old import paths are found
+from bge_integrations import _moved as _moved  # this import makes old import paths work
 
 if TYPE_CHECKING:
     from bge_integrations.catalog import ModelSpec, get_spec, list_models

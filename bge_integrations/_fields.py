@@ -1,4 +1,4 @@
-"""The pydantic fields that the LangChain and LlamaIndex classes share, and the core object that they make."""
+"""Pydantic fields that the LangChain and LlamaIndex classes share, and the core object that is made from them."""
 
 import os
 from collections.abc import Mapping
@@ -12,36 +12,36 @@ from pydantic.json_schema import SkipJsonSchema
 from bge_integrations.runtime.cache import ModelCache
 
 MODEL_NAMES = ("model", "model_name")
-"""What the frameworks' own classes call the model; each of ours takes the other's word for it too."""
+"""The names that the frameworks' own classes use for the model; each class of this package takes both."""
 
 _MASK = str(SecretStr("a token"))
 
 
 def torch_name(value: object) -> object:
-    """`torch.float16` and `torch.device("cuda:0")` as the strings "float16" and "cuda:0"; anything else as it is."""
+    """Turn `torch.float16` or `torch.device("cuda:0")` into "float16" or "cuda:0"; return anything else as it is."""
     return str(value).removeprefix("torch.") if type(value).__module__.split(".")[0] == "torch" else value
 
 
 def path_text(value: object) -> object:
-    """A `Path` as a string; anything else as it is."""
+    """Turn a `Path` into a string; return anything else as it is."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def unmasked(token: object) -> object:
-    """The token, or None for the asterisks that a dump shows in place of one."""
+    """Return the token, or None if it is only the asterisks that a dump shows in place of one."""
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
     return None if secret == _MASK else token
 
 
 TorchName = Annotated[str | None, BeforeValidator(torch_name)]
-"""The name of a torch device or dtype; torch's own objects are taken too."""
+"""The name of a torch device or dtype; torch's own objects are accepted too."""
 
 PathText = Annotated[str, BeforeValidator(path_text)]
-"""A path, or a name; a `Path` is taken too."""
+"""A path or a name; a `Path` is accepted too."""
 
 
 class CoreModel(BaseModel):
-    """A pydantic model in front of one object of the core; unknown arguments are refused."""
+    """A pydantic model that holds the arguments of one core object and makes it; unknown arguments are refused."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -56,47 +56,47 @@ class CoreModel(BaseModel):
                 self._built = None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's; what is updated counts for the copy alone."""
+        """Copy as pydantic does; updated fields change the core object of the copy alone."""
         copied = super().model_copy(update=update, deep=deep)
-        copied._built = None  # noqa: SLF001  one of this class
+        copied._built = None  # noqa: SLF001  the copy is of this class
         return copied
 
     def _arguments(self) -> dict[str, Any]:
-        """The core object's arguments, from the fields as they are now."""
+        """Return the core object's arguments, from the fields as they are now."""
         raise NotImplementedError
 
     def _core(self) -> Any:
-        """The core object for the fields as they are now; it is kept until one of them is set."""
+        """Return the core object for the fields as they are now; it is kept until one of them is set."""
         if self._built is None:
             self._built = self._core_type(**self._arguments())
         return self._built
 
 
 class ModelFields(CoreModel):
-    """How a model runs and where: the arguments that `BgeEmbedder` and `BgeReranker` share, but for the model."""
+    """How and where a model runs: the arguments that `BgeEmbedder` and `BgeReranker` share, except the model."""
 
     max_length: int | None = None
-    """Most tokens of a text, or of a query with a passage; None = the catalogue's, else the model's own."""
+    """Most tokens of a text, or of a query with a passage; None = the catalogue's limit, else the model's own."""
     query_instruction: str | None = None
-    """Text before every query; None = the catalogue's, "" = none."""
+    """Text put before every query; None = the catalogue's, "" = no text."""
     on_truncate: Literal["warn", "raise", "ignore"] = "warn"
-    """What happens when a text is longer than `max_length`."""
+    """Whether a text longer than `max_length` is cut with a warning, refused, or cut silently."""
     backend: str = "auto"
     """"auto", "torch", "openvino" or "sentence_transformers"."""
     device: TorchName | list[TorchName] = None
-    """Such as "cpu" or "cuda:0", or a list with a replica on each; None = the best there is."""
+    """Device such as "cpu" or "cuda:0", or a list of devices with a replica on each; None = the best there is."""
     dtype: TorchName = None
-    """Such as "float16", or "int8" with OpenVINO; None = the device's default, float32 on a CPU."""
+    """Dtype of the weights, such as "float16", or "int8" with OpenVINO; None = the device's, float32 on a CPU."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     max_batch_tokens: int | None = None
     """Most tokens of one forward pass."""
     like: str | None = None
-    """Catalogue id whose facts a fine-tune takes."""
+    """Catalogue id of the model whose row a fine-tune takes."""
     cache: SkipJsonSchema[ModelCache | None] = Field(default=None, exclude=True, repr=False)
-    """Where the weights live; None = the process-wide cache. Left out of dumps."""
+    """Cache that holds the weights; None = the process-wide one. Left out of dumps."""
     cache_folder: PathText | None = None
-    """Where files from the hub are kept; None = the hub client's own folder."""
+    """Folder for files from the hub; None = the hub client's own folder."""
     token: Annotated[SecretStr | None, BeforeValidator(unmasked)] = Field(default=None, exclude=True, repr=False)
     """Access token for the hub. Left out of dumps."""
     local_files_only: bool = False
@@ -119,13 +119,13 @@ class DenseFields(BaseModel):
     """The arguments that only `BgeEmbedder` takes."""
 
     document_instruction: str | None = None
-    """Text before every document; None = the catalogue's, "" = none."""
+    """Text put before every document; None = the catalogue's, "" = no text."""
     task: str | None = None
     """Name of one of the model's published tasks, which brings its instructions."""
     examples: list[dict[str, str]] | None = None
-    """Few-shot examples before every query, for models trained with some: "query", "response" and "instruct" each."""
+    """Few-shot examples before every query, for models trained so: each has "query", "response" and "instruct"."""
     normalize: bool | None = None
-    """Give vectors length one; None = as the catalogue, else the model's files say."""
+    """Scale vectors to length one; None = as the catalogue, else the model's files say."""
     truncate_dim: int | None = None
     """Keep only so many leading dimensions of each vector; None = all."""
 
@@ -138,7 +138,7 @@ class RerankerFields(BaseModel):
     query_max_length: int | None = None
     """Most tokens of the query; None = three quarters of `max_length`."""
     document_instruction: str | None = None
-    """Text before every passage, for models that take one."""
+    """Text put before every passage, for models that take one."""
     prompt: str | None = None
     """The question that models built on a language model answer with yes or no; None = the published one."""
     cutoff_layers: list[int] | None = None

@@ -48,20 +48,20 @@ MOVED = {
     "runtime.residents": "runtime.loaded",
     "runtime.source": "runtime.request",
 }
-"""Old path in this package -> path now."""
+"""Old path of a module in this package -> its path now."""
 
 _PACKAGE = __name__.partition(".")[0]
 
 
 class _OldPaths:
-    """Finds a moved module, once no other finder knows its path, and puts the module of today in its place."""
+    """An import finder that, where no other finder knows an old path, imports the module's path of today instead."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         loader: Any = self
         return ModuleSpec(fullname, loader) if fullname.removeprefix(f"{_PACKAGE}.") in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves that to Python."""
+        """Return None, which leaves the making of the module object to Python."""
 
     def exec_module(self, module: ModuleType) -> None:
         new = f"{_PACKAGE}.{MOVED[module.__name__.partition('.')[2]]}"

@@ -1,4 +1,4 @@
-"""What this package knows of an architecture: one row each, by the `model_type` of config.json.
+"""A table of the model architectures that this package knows: one row each, by the `model_type` of config.json.
 
 An architecture without a row runs through sentence-transformers.
 """
@@ -11,11 +11,11 @@ Family = Literal["llm", "layerwise", "lightweight"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """An architecture of transformers, or one of BAAI's that runs on the layers of one.
+    """An architecture of transformers, or one of BAAI's that is built from the layers of one.
 
     Attributes:
         model_type: Its name in config.json.
-        family: Of a decoder, what BAAI's models of it are; None for an encoder.
+        family: For a decoder, the family of BAAI's models built on it; None for an encoder.
         packs: Whether it is an encoder that runs here without padding, and on OpenVINO.
         starts_after_padding: Whether position ids begin at pad_token_id + 1, as in RoBERTa, instead of 0.
         counts_padding: Whether positions are counted from the row's beginning, padding on the left included.
@@ -33,7 +33,7 @@ class Architecture:
 
     @property
     def layerwise(self) -> bool:
-        """Whether it scores after any of its layers, in code of this package."""
+        """Whether it can give scores after any of its layers; it then runs in code of this package."""
         return self.family in ("layerwise", "lightweight")
 
 
@@ -63,10 +63,10 @@ _BY_TYPE = {row.model_type: row for row in _ROWS}
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The architecture of that name; one of which nothing is known where there is no row."""
+    """Return the architecture of that name; for an unknown one, a row with defaults for everything but the name."""
     return _BY_TYPE.get(model_type) or Architecture(model_type=model_type)
 
 
 def decoders_of(family: str) -> list[str]:
-    """The decoders that a family of BAAI's models is built on; [] for encoders' families."""
+    """Return the `model_type` of each decoder that a family of BAAI's models is built on; [] for encoders' families."""
     return [row.model_type for row in _ROWS if row.family == family]

@@ -25,35 +25,35 @@ class _Tasks(dict[str, tuple[str, str]]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    r"""What is known of one model without its files.
+    r"""A row of the catalogue: the facts about one model that are known without its files.
 
     Attributes:
         id: The model's id on the Hugging Face hub.
         kind: "embedder" or "reranker".
-        family: Models of one family are used in the same way.
+        family: Name of a group of models that are used in the same way.
         model_type: `model_type` of its config.json; "" where it is not known.
         languages: The languages it is made for.
         hidden_size: Width of the hidden states, for embedders also of the vectors; None where it is not known.
         layers: Number of transformer layers; None where it is not known.
         vocab_size: Number of rows of its embedding table; None where it is not known.
         params: Number of parameters, rounded where only a rounded number is published; None where it is not known.
-        max_length: Tokens a text (embedders) or a pair (rerankers), special tokens included, unless you say otherwise.
+        max_length: Default limit of tokens in a text (embedders) or a pair (rerankers), special tokens included.
         max_positions: The most tokens, special tokens included, that the model can take.
         pooling: How token vectors become one vector; None for rerankers and image-text models.
         normalize: Whether its vectors have length one.
-        query_instruction: Text before every query; "" for none.
-        document_instruction: Text before every document; "" for none.
-        prompt: Of LLM-based rerankers, the text after query and passage; "" for cross-encoders.
-        start_layer: Of layerwise rerankers, the first layer that scores; None for others.
-        outputs: What an embedder gives of "dense", "sparse" and "colbert".
+        query_instruction: Text put before every query; "" for none.
+        document_instruction: Text put before every document; "" for none.
+        prompt: For LLM-based rerankers, the text after query and passage; "" for cross-encoders.
+        start_layer: For layerwise rerankers, the first layer that scores; None for others.
+        outputs: The outputs of an embedder, out of "dense", "sparse" and "colbert".
         few_shot: Whether queries may come with examples.
-        ends_in_eos: Whether every text ends in the end-of-sequence token, as it was trained.
+        ends_in_eos: Whether every text ends in the end-of-sequence token, as in the model's training.
         tasks: Task name -> (query instruction, document instruction), as published.
-        query_template: How instruction and query are joined, where not simply one after the other.
+        query_template: How instruction and query are joined; None where the query simply follows the instruction.
         license: Licence of the weights as far as it is published.
         aliases: Other names of the same model: older ids, exports, copies.
-        packaged: Folder of this package that holds its files; None for a model of the hub.
-        unsupported: Why this version cannot run it, one sentence; None if it can.
+        packaged: Folder inside this package that holds its files; None for a model of the hub.
+        unsupported: One sentence that says why this version cannot run it; None if it can.
     """
 
     id: str
@@ -149,10 +149,10 @@ def _query_tasks(instructions: dict[str, str]) -> Mapping[str, tuple[str, str]]:
     return _Tasks({name: (instruction, "") for name, instruction in instructions.items()})
 
 
-# Formatted, the rows would fill 500 lines.
+# The formatter would spread the rows over 500 lines.
 # fmt: off
 _ROWS = (
-    # This package's own, not BAAI's: trained in BGE's conventions (training/README.md).
+    # The next two are this package's own models, not BAAI's: trained in BGE's conventions (training/README.md).
     ModelSpec(id="bge-integrations/mini-embedder-en", kind="embedder", family="mini", model_type="bert", languages="en",
               hidden_size=384, layers=4, vocab_size=11000, params=10_092_928, max_length=512, max_positions=512,
               pooling=Pooling.CLS, normalize=True, query_instruction=_EN, license="apache-2.0",
@@ -298,7 +298,7 @@ _HUB_CACHE_FOLDER = re.compile(r"(?:^|[/\\])models--([^/\\]+?)--([^/\\]+)[/\\]sn
 
 
 def list_models(kind: str | None = None) -> tuple[ModelSpec, ...]:
-    """Give every row of the catalogue, those that this version cannot run too (see `ModelSpec.unsupported`).
+    """Return every row of the catalogue, also of models that this version cannot run (see `ModelSpec.unsupported`).
 
     Args:
         kind: "embedder" or "reranker"; None for both.
@@ -312,7 +312,7 @@ def list_models(kind: str | None = None) -> tuple[ModelSpec, ...]:
 
 
 def get_spec(name: str, like: str | None = None) -> ModelSpec:
-    """Find the row of a model.
+    """Return the catalogue's row of a model.
 
     Args:
         name: An id or alias of the catalogue, or a folder of the Hugging Face cache
@@ -320,7 +320,7 @@ def get_spec(name: str, like: str | None = None) -> ModelSpec:
         like: Id or alias of the parent whose row to take when `name` is not in the catalogue, as for a fine-tune.
 
     Raises:
-        UnknownModelError: Neither is in the catalogue; the message names the nearest ids.
+        UnknownModelError: Neither `name` nor `like` is in the catalogue; the message names the nearest ids.
     """
     row = _BY_NAME.get(name)
     if row is None and (folder := _HUB_CACHE_FOLDER.search(name)):

@@ -54,11 +54,11 @@ _OF_THE_MACHINE = (
     "local_files_only",
     "trust_remote_code",
 )
-"""What belongs to the machine and the user that open a collection: never written to it, never read from it."""
+"""Settings of the machine and the user that open a collection: never written to it, never read from it."""
 
 
 class _Kept:
-    """What a collection keeps of an embedding function, and what it refuses."""
+    """The settings of an embedding function that a collection keeps, and the checks of new settings against them."""
 
     decisive: ClassVar[tuple[str, ...]]
     """The arguments that decide the vectors of documents: never changed for a collection that exists."""
@@ -66,16 +66,16 @@ class _Kept:
     """The arguments that a collection keeps."""
 
     def get_config(self) -> dict[str, Any]:
-        """Return what the collection keeps, as JSON types."""
+        """Return the settings that the collection keeps, as JSON types."""
         config = {name: getattr(self, name) for name in self.kept}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
     @classmethod
     def build_from_config(cls, config: dict[str, Any]) -> Self:
-        """Build the function from what a collection keeps; tokens and `trust_remote_code` in it are not read.
+        """Build the function from the settings that a collection keeps; tokens and `trust_remote_code` are not read.
 
         Raises:
-            ValueError: A setting that this version does not know.
+            ValueError: There is no model, or a setting that this version does not know.
         """
         cls.validate_config(config)
         return cls(**{name: config[name] for name in cls.kept if name in config})
@@ -85,7 +85,7 @@ class _Kept:
         """Refuse a configuration without a model or with a setting that this version does not know.
 
         Raises:
-            ValueError: Names the setting.
+            ValueError: The message names the setting.
         """
         if "model" not in config:
             raise ValueError(f"The configuration needs model; it has {sorted(config)}.")
@@ -93,10 +93,10 @@ class _Kept:
             raise ValueError(f"Unknown settings {unknown}; known are {sorted(cls.kept)}.")
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """Refuse a change of what decides the vectors that the collection already holds.
+        """Refuse a change of the settings that decide the vectors that the collection already holds.
 
         Raises:
-            FingerprintMismatchError: Names each changed setting, old and new.
+            FingerprintMismatchError: The message names each changed setting, old and new.
         """
         old, new = old_config.get, new_config.get
         changed = [
@@ -114,13 +114,13 @@ class _Kept:
 class BgeEmbeddingFunction(_Kept, BgeEmbedder, EmbeddingFunction[Documents]):
     """A `BgeEmbedder` that a Chroma collection calls for documents and queries; the default space is cosine.
 
-    The collection keeps the model and what decides its vectors, so `client.get_collection(name)` needs no function once
-    this module is imported. Where and how the model runs (`device`, `dtype`, `backend`, folders), tokens and
-    `trust_remote_code` are never kept: give the function again to set them.
+    The collection keeps the model and the settings that decide its vectors, so `client.get_collection(name)` needs no
+    function once this module is imported. Where and how the model runs (`device`, `dtype`, `backend`, folders), tokens
+    and `trust_remote_code` are never kept: give the function again to set them.
 
     Chroma asks whether settings may change only in `collection.modify(configuration=...)`, and only after it has stored
-    them; it opens a collection with another model without asking. What guards against that is the fingerprint that
-    `bge_integrations.populate` keeps with a collection.
+    them; it opens a collection with another model without asking. The fingerprint that `bge_integrations.populate`
+    keeps with a collection guards against that.
 
     Args:
         model: A BGE model's id, a sentence-transformers model's id, or a folder.
@@ -142,7 +142,7 @@ class BgeEmbeddingFunction(_Kept, BgeEmbedder, EmbeddingFunction[Documents]):
 
     @property
     def embedder(self) -> BgeEmbedder:
-        """The embedder that does the work: this object, which is one."""
+        """The embedder that computes, which is this object itself."""
         return self
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - Chroma's name
@@ -187,8 +187,8 @@ class BgeM3SparseEmbeddingFunction(_Kept, BgeM3Embedder, SparseEmbeddingFunction
     """A `BgeM3Embedder` that gives the sparse vectors for a sparse index of a Chroma collection.
 
     Only Chroma Cloud takes sparse vectors: a local Chroma (as of 1.5, embedded or as a server) neither keeps nor
-    searches them. What the collection keeps of this function, and what not, is as for `BgeEmbeddingFunction`; one of
-    the same model shares the weights, and each runs the model.
+    searches them. The collection keeps the same kinds of settings as for `BgeEmbeddingFunction`. Two functions of one
+    model share its weights, but each runs the model by itself.
 
     Example:
         ```python
@@ -211,7 +211,7 @@ class BgeM3SparseEmbeddingFunction(_Kept, BgeM3Embedder, SparseEmbeddingFunction
 
     @property
     def embedder(self) -> BgeM3Embedder:
-        """The embedder that does the work: this object, which is one."""
+        """The embedder that computes, which is this object itself."""
         return self
 
     def __call__(self, input: Documents) -> SparseVectors:  # noqa: A002 - Chroma's name
@@ -223,7 +223,7 @@ class BgeM3SparseEmbeddingFunction(_Kept, BgeM3Embedder, SparseEmbeddingFunction
         return _sparse_vectors(self.encode_documents(input))
 
     def embed_query(self, input: Documents) -> SparseVectors:  # noqa: A002
-        """Embed queries; otherwise as documents."""
+        """Embed queries, with the query instruction; the result is as for documents."""
         return _sparse_vectors(self.encode_queries(input))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Every error of the package; each message says what was given, what is possible, what to do.
+"""The errors of the package; each message says what was given, what is possible and what to do.
 
 BgeError
 |-- UnknownModelError (LookupError)     an id that is not in the catalogue, or a folder that cannot be judged
@@ -66,8 +66,8 @@ class DeviceLostError(BgeError, RuntimeError):
 
 
 class ForkedProcessError(BgeError, RuntimeError):
-    """A forked child process cannot use what its parent had started; use `spawn`."""
+    """A forked child process cannot use the device or imports that its parent had started; use `spawn`."""
 
 
 class ClosedError(BgeError, RuntimeError):
-    """The engine was closed while the call waited for it."""
+    """The engine or cache was closed while the call waited for it, or the interpreter is ending."""

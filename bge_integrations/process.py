@@ -1,4 +1,4 @@
-"""The process's life: this package's threads and locks, where the process forks, and where it ends."""
+"""This package's threads and locks, and what happens to them when the process forks or ends."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,14 @@ from bge_integrations.errors import ClosedError
 T = TypeVar("T")
 
 ending = threading.Event()
-"""Set once the interpreter begins to end."""
+"""An event that is set once the interpreter begins to end."""
 
 GRACE_SECONDS = 1.0
-"""How long calls that the end cut short go without an answer: most threads that wait for one die with the process."""
+"""Seconds for which calls that the interpreter's end cut short get no answer: most waiting threads die meanwhile."""
 _STOP_SECONDS = 1.5
-"""How long the end of the process waits for this package's threads."""
+"""Seconds that the end of the process waits for this package's threads."""
 _FORK_SECONDS = 2.0
-"""How long a fork waits for the forwards that run."""
+"""Seconds that a fork waits for running forwards."""
 
 _Lock = threading.Lock
 _threads: set["PackageThread"] = set()
@@ -38,10 +38,10 @@ _ENDED = (
 
 
 class PackageThread(threading.Thread):
-    """A daemon thread of this package; those of others are never touched.
+    """A daemon thread of this package; `stop_threads` ends only threads of this class.
 
     Attributes:
-        finished: Set once its work is done; at the end of the interpreter it lives on a while to answer calls.
+        finished: Set once its work is done; at the end of the interpreter the thread lives on a while to answer calls.
     """
 
     def __init__(self, name: str, target: Callable[..., object], *args: Any) -> None:
@@ -49,7 +49,7 @@ class PackageThread(threading.Thread):
         self.finished = threading.Event()
 
     def start(self) -> None:
-        """Starts it.
+        """Start the thread.
 
         Raises:
             ClosedError: Python starts no more threads.
@@ -62,7 +62,7 @@ class PackageThread(threading.Thread):
             raise ClosedError(f"No thread can be started for the model: {error}.") from error
 
     def run(self) -> None:
-        """Works, and answers what the end of the interpreter left without an answer."""
+        """Do the thread's work, then answer the calls that the end of the interpreter left without an answer."""
         try:
             super().run()
         finally:
@@ -80,7 +80,7 @@ class ForkSafeLock:
         _locks.add(self)
 
     def renew(self) -> None:
-        """Makes it free again."""
+        """Replace the lock by a free one."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -103,7 +103,7 @@ class DeviceLock:
         self._waiting: deque[threading.Event] = deque()
 
     def acquire(self, seconds: float | None = None) -> bool:
-        """Waits for its turn, for ever or so many seconds; returns whether it came."""
+        """Wait for the device, for ever or so many seconds; return whether the lock was acquired."""
         with self._guard:
             if not self._held:
                 self._held = True
@@ -119,7 +119,7 @@ class DeviceLock:
             return False
 
     def release(self, *_: object) -> None:
-        """Gives the device to whoever has waited longest."""
+        """Release the lock, to the thread that has waited longest if there is one."""
         with self._guard:
             if self._waiting:
                 self._waiting.popleft().set()
@@ -136,16 +136,16 @@ _forking = threading.local()
 
 
 def device_lock(device: str) -> DeviceLock:
-    """The process's one lock of `device`; a forward holds it."""
+    """Return the process's one lock of `device`, which a forward holds while it runs."""
     with _naming_devices:
         return _devices.setdefault(device, DeviceLock())
 
 
 def answer(future: "Future[T]", result: Any, error: BaseException | None, *, late: bool = False) -> None:
-    """Gives a call's future its result or error, unless it has one; once the interpreter ends, only after a grace.
+    """Give a call's future its result or error, unless it has one; once the interpreter ends, only after a delay.
 
-    A thread that gets its answer then goes on, and most would die with a traceback of their own. An exit hook may wait
-    for such a thread, though, so that there has to be an answer in the end.
+    A thread that got its answer at that time would go on, and most would die with a traceback. An exit hook may wait
+    for such a thread, though, so an answer has to come in the end.
     """
     if ending.is_set() and not late:
         _late.append((future, result, ClosedError(_ENDED) if isinstance(error, SystemExit) else error))
@@ -157,7 +157,7 @@ def answer(future: "Future[T]", result: Any, error: BaseException | None, *, lat
 
 
 def wait(future: "Future[T]") -> T:
-    """The future's result; an interrupt while waiting cancels the work."""
+    """Wait for the future and return its result; an interrupt while waiting cancels the work."""
     try:
         return future.result()
     except BaseException:
@@ -166,9 +166,10 @@ def wait(future: "Future[T]") -> T:
 
 
 async def awaited(future: "Future[T]") -> T:
-    """The future's result; cancelling the wait cancels the work.
+    """Await the future and return its result; cancelling the wait cancels the work.
 
-    As `asyncio.wrap_future`, but for its reference cycle, which would keep the rows until a garbage collection.
+    It does what `asyncio.wrap_future` does, without the reference cycle, which would keep the rows in memory until a
+    garbage collection.
     """
     loop = asyncio.get_running_loop()
     done = loop.create_future()
@@ -191,11 +192,11 @@ async def awaited(future: "Future[T]") -> T:
 
 
 def refuse_lost_threads() -> None:
-    """Refuses a call that would wait for ever, as no thread of this package can work for it.
+    """Refuse a call that would wait for ever, because no thread of this package could answer it.
 
     Raises:
-        ClosedError: The interpreter ends.
-        RuntimeError: gevent or eventlet have replaced the locks that threads and this package wait for.
+        ClosedError: The interpreter is ending.
+        RuntimeError: gevent or eventlet has replaced the locks that threads and this package wait for.
     """
     if threading.Lock is not _Lock:
         raise RuntimeError(
@@ -203,13 +204,13 @@ def refuse_lost_threads() -> None:
             "gevent.monkey.patch_all() (or eventlet.monkey_patch()) before importing it."
         )
     if ending.is_set():
-        if threading.current_thread().daemon:  # it most likely dies before anybody reads what it has to say
+        if threading.current_thread().daemon:  # it most likely dies before anybody reads its error
             sleep(GRACE_SECONDS)
         raise ClosedError(_ENDED)
 
 
 def despite_shutdown(load: Callable[[], T]) -> T:
-    """Loads a model, also for threads that Python waits for while it ends, such as those of a ThreadPoolExecutor.
+    """Load a model even for threads that Python waits for while it ends, such as those of a ThreadPoolExecutor.
 
     No executor takes work by then, and transformers reads tensors in one unless it is told not to.
     """
@@ -228,17 +229,17 @@ def despite_shutdown(load: Callable[[], T]) -> T:
 
 
 def is_of_shutdown(error: BaseException) -> bool:
-    """Whether Python refuses a thread or an executor because it ends."""
+    """Return whether the error means that Python refuses a thread or an executor because it is ending."""
     return isinstance(error, RuntimeError) and "shutdown" in str(error)
 
 
 def stop_threads() -> None:
-    """Ends the package's threads wherever they are in Python code: between two operations or within an import.
+    """End the package's threads wherever they are in Python code: between two operations or within an import.
 
-    A thread that still computed or imported when the interpreter is taken down would abort it.
+    A thread that still computes or imports while the interpreter is taken down would abort the process.
     """
     report = sys.unraisablehook
-    # Where a thread happens to be in a callback of the interpreter's own, such as the import lock's, Python would say.
+    # Python would report a SystemExit that reaches a thread in one of its own callbacks, such as the import lock's.
     sys.unraisablehook = lambda raised: None if raised.exc_type is SystemExit else report(raised)
     working = running = list(_threads)
     deadline = monotonic() + _STOP_SECONDS
@@ -248,7 +249,7 @@ def stop_threads() -> None:
         working[0].finished.wait(0.02)
         working = [thread for thread in working if thread.is_alive() and not thread.finished.is_set()]
     if running and getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
-        # Python ends by SIGINT after Ctrl-C, but forgets that where a thread runs exec() meanwhile, as imports do.
+        # After Ctrl-C Python ends by SIGINT, but it forgets to if a thread runs exec() meanwhile, as imports do.
         with contextlib.suppress(KeyboardInterrupt):
             exec("raise KeyboardInterrupt")  # noqa: S102
 
@@ -267,19 +268,19 @@ def _answer_late() -> None:
 
 
 def hold_devices() -> None:
-    """Before a fork: waits, though not for ever, until no forward runs, and lets none begin."""
+    """Wait before a fork, though not for ever, until no forward runs, and let none begin."""
     deadline = monotonic() + _FORK_SECONDS
     _forking.held = [lock for lock in list(_devices.values()) if lock.acquire(max(0.0, deadline - monotonic()))]
 
 
 def let_devices_go() -> None:
-    """After a fork, in the parent: forwards go on."""
+    """Let forwards go on in the parent after a fork."""
     for lock in _forking.held:
         lock.release()
 
 
 def renew_locks() -> None:
-    """After a fork, in the child: every lock of this package is free."""
+    """Make every lock of this package free in the child after a fork."""
     for lock in list(_locks):
         lock.renew()
     _devices.clear()

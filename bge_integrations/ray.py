@@ -46,7 +46,7 @@ Batch = dict[str, NDArray[Any]]
 """Columns of a batch, in the format that `map_batches` gives by default."""
 
 ROWS = 1024
-"""Rows of a block that are Python objects at a time."""
+"""Number of rows of a block that are turned into Python objects at a time."""
 
 
 @dataclass(repr=False, eq=False)
@@ -60,14 +60,14 @@ class BgeEmbeddings(BgeEmbedder):
             taken over.
         input_column: The column of texts.
         output_column: The column to add; one of that name is replaced.
-        query: The texts are queries, which take the query instruction.
+        query: Whether the texts are queries, which take the query instruction.
 
     All other arguments are those of `BgeEmbedder`, by name; in `fn_constructor_kwargs` too.
 
     Raises:
-        UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
-        WrongKindError: A reranker.
-        ValueError: An argument is out of its range, or stands beside a `BgeEmbedder` and is not its default.
+        UnknownModelError: The model is a mistyped catalogue id; the message names the nearest ones.
+        WrongKindError: The model is a reranker.
+        ValueError: An argument is out of its range, or is given beside a `BgeEmbedder` and is not its default.
     """
 
     model: str | BgeEmbedder  # type: ignore[assignment]  # a string once the object is made
@@ -83,7 +83,7 @@ class BgeEmbeddings(BgeEmbedder):
 
     @property
     def embedder(self) -> BgeEmbedder:
-        """The embedder that does the work: this object, which is one."""
+        """The embedder that computes, which is this object itself."""
         return self
 
     def __call__(self, batch: Batch) -> Batch:
@@ -96,7 +96,7 @@ class BgeEmbeddings(BgeEmbedder):
             The same columns and `output_column`, float32 (texts, dim).
 
         Raises:
-            TypeError: A value that is not a string, such as a null, with its index; leave such rows out before.
+            TypeError: A value is not a string, such as a null; the message has its index. Leave such rows out before.
             ValueError: There is no such column, or a text is not valid Unicode.
         """
         texts = _texts(batch, self.input_column)
@@ -118,9 +118,9 @@ class BgeReranking(BgeReranker):
     All other arguments are those of `BgeReranker`, by name; in `fn_constructor_kwargs` too.
 
     Raises:
-        UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
-        WrongKindError: An embedder.
-        ValueError: An argument is out of its range, or stands beside a `BgeReranker` and is not its default.
+        UnknownModelError: The model is a mistyped catalogue id; the message names the nearest ones.
+        WrongKindError: The model is an embedder.
+        ValueError: An argument is out of its range, or is given beside a `BgeReranker` and is not its default.
     """
 
     model: str | BgeReranker  # type: ignore[assignment]  # a string once the object is made
@@ -136,7 +136,7 @@ class BgeReranking(BgeReranker):
 
     @property
     def reranker(self) -> BgeReranker:
-        """The reranker that does the work: this object, which is one."""
+        """The reranker that computes, which is this object itself."""
         return self
 
     def __call__(self, batch: Batch) -> Batch:
@@ -149,7 +149,7 @@ class BgeReranking(BgeReranker):
             The same columns and `output_column`, float64: between 0 and 1, or logits with `normalize=False`.
 
         Raises:
-            TypeError: A pair that is not two strings, with its index; leave such rows out before.
+            TypeError: A pair is not two strings; the message has its index. Leave such rows out before.
             ValueError: There is no such column, or a text is not valid Unicode.
         """
         pairs = zip(_texts(batch, self.query_column), _texts(batch, self.input_column), strict=True)
@@ -157,31 +157,31 @@ class BgeReranking(BgeReranker):
 
 
 class VectorStoreDatasink(Datasink[PopulateReport]):
-    """Fills a vector store with the rows of a dataset: `dataset.write_datasink(VectorStoreDatasink(...))`.
+    """A sink that fills a vector store with the rows of a dataset: `dataset.write_datasink(VectorStoreDatasink(...))`.
 
     Each write task opens the store and calls `populate` with its rows, so the store's own embeddings compute the
-    vectors, what the store holds is not computed again, and Ray may kill and repeat a task. Many tasks write at a time:
-    the store must be one that many processes may write to, such as a Chroma or Qdrant server. A folder of Chroma's or
-    Qdrant's is for one process: fill it with `populate` itself, from `dataset.iter_rows()`.
+    vectors, texts that the store holds are not computed again, and Ray may kill and repeat a task. Many tasks write at
+    a time: the store must be one that many processes may write to, such as a Chroma or Qdrant server. A folder of
+    Chroma's or Qdrant's is for one process: fill it with `populate` itself, from `dataset.iter_rows()`.
 
     A task takes one CPU, and its process keeps a copy of the model for the next; `ray_remote_args={"num_cpus": 8}` in
     `write_datasink` makes fewer of them, with more threads each. On GPUs give `{"num_gpus": 1, "max_calls": 0}`:
     without `max_calls` Ray ends the process after each task, and the next one loads the model anew.
 
     Args:
-        store_factory: Called without arguments in each write task, gives the store, as `populate` takes it. It must
-            pickle: let it import and open what it needs by itself.
+        store_factory: Function that each write task calls, without arguments, for the store, as `populate` takes it. It
+            must pickle: let it import and open what it needs by itself.
         text_column: The column of texts; a null is a bad document.
         id_column: The column of the documents' own ids; None, and null, give ids made from content.
         metadata_columns: The columns to keep as metadata; nulls are left out. `cleanup=` of `populate` is not offered,
             for no task knows all documents of a source.
-        batch_size: Documents a look-up and a write; default 512.
+        batch_size: Number of documents for each look-up and write; default 512.
         on_error: "collect" leaves bad documents, and those that the store refuses, to the report's `failed`, whose
             positions count from the first row of their task.
 
     Attributes:
-        report: What all tasks of the last complete write did together, with its wall time; None before, and after a
-            write that failed. What a killed task had written, its repetition counts as skipped.
+        report: The sum of all tasks' reports of the last complete write, with its wall time; None before, and after a
+            write that failed. Documents that a killed task had written count as skipped when it is repeated.
     """
 
     def __init__(
@@ -238,17 +238,17 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
     def _document(self, row: dict[str, Any]) -> Document:
         own = None if self.id_column is None else row[self.id_column]
         metadata = {name: row[name] for name in self.metadata_columns if row[name] is not None}
-        # Not validated: a null text is left to populate, which may collect it.
+        # The document is not validated: a null text is left to populate, which may collect it.
         return Document.model_construct(
             id=None if own is None else str(own), page_content=row[self.text_column], metadata=metadata
         )
 
 
 def _take_over(own: BgeEmbedder | BgeReranker, given: BgeEmbedder | BgeReranker, core: type[Any]) -> None:
-    """Make `own`, but for its columns, what `given` is; a folder stays the one that `given` found.
+    """Copy all options of `given` to `own`, which keeps its columns; a folder stays the one that `given` found.
 
     Raises:
-        ValueError: `own` has options of its own, as the message says.
+        ValueError: `own` has options of its own; the message names them.
     """
     options = {option.name: option.default for option in fields(core) if option.name != "model"}
     if beside := [f"{name}=" for name, default in options.items() if getattr(own, name) != default]:

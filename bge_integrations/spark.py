@@ -52,13 +52,13 @@ __all__ = ["BgeEmbeddings", "BgeReranking", "populate_partitions"]
 T = TypeVar("T")
 
 NEVER_SAVED = ("cache", "token")
-"""Options that no pipeline on disk has: a cache lives in processes, and a token is a secret."""
+"""Options that are never saved with a pipeline: a cache lives in one process, and a token is a secret."""
 
 _NOBODY = Params._dummy()  # noqa: SLF001 - how pyspark.ml declares parameters
 
 
 def _saved(value: Any) -> Any:
-    """The value as a saved pipeline gives it back."""
+    """Return the value as it will come back from a saved pipeline, that is, from JSON."""
     return json.loads(json.dumps(value, default=_plain))
 
 
@@ -77,7 +77,7 @@ def _side(value: Any) -> str:
 
 
 class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any], DefaultParamsWritable):
-    """What both transformers share: every option of a class of the core is a parameter of the same name."""
+    """Base class of both transformers: every option of a class of the core is a parameter of the same name."""
 
     cache: Any = None
     token: str | None = None
@@ -86,7 +86,7 @@ class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any],
     __signature__: ClassVar[Signature | None]
 
     def __init_subclass__(cls, core: type[Any] | None = None, own: Mapping[str, str | None] | None = None) -> None:
-        """Declare what a stage takes: its `own` arguments, which are columns, and the options of `core`."""
+        """Declare the arguments of a stage: its `own`, such as its columns, and the options of `core`."""
         super().__init_subclass__()
         if core is None or own is None:  # a class derived from a stage, which may have an __init__ of its own
             cls.__signature__ = None if "__init__" in vars(cls) else cls.__signature__
@@ -123,7 +123,7 @@ class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any],
         return self.getParam("max_length")
 
     def _opened(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What is given, with the options of a core object that is the model; none may stand beside it."""
+        """Return the arguments and, if the model is a core object, its options, beside which none may be given."""
         core, kind = given.get("model"), self._core_type
         if not isinstance(core, kind):
             return given
@@ -136,7 +136,7 @@ class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any],
         return given | {name: value for name, value in options.items() if value is not None}
 
     def _core(self) -> Any:
-        """The object that computes; it refuses wrong values when it is made."""
+        """Make the core object that computes; it refuses wrong values when it is made."""
         self._required("model")
         names = {option.name for option in fields(self._core_type)}
         chosen = {param.name: value for param, value in self.extractParamMap().items() if value is not None}
@@ -155,12 +155,12 @@ class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any],
 
 
 class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol": None, "inputType": "document"}):
-    """A column of embeddings: one vector (array<float>) for each text; null for null.
+    """A transformer that adds a column of embeddings: one vector (array<float>) for each text; null for null.
 
     Rows go to the Python workers in Arrow batches (`spark.sql.execution.arrow.maxRecordsPerBatch`, 10,000 rows) and a
-    batch is one call of the model, so a worker never holds a partition. As with all of Spark, nothing is computed
-    before the result is used, and used twice it is computed twice; a filter on the column counts as one use, the rows
-    it lets through as another. Write or cache the result first.
+    batch is one call of the model, so a worker never holds a whole partition. As always in Spark, nothing is computed
+    before the result is used, and a result that is used twice is computed twice; a filter on the column counts as one
+    use, the rows it lets through as another. Write or cache the result first.
 
     A saved pipeline keeps every argument but two. `token` and `cache` are plain attributes: they go with the stage to
     the workers, and a loaded stage has none until you set them (`stage.token = ...`). `trust_remote_code` is kept, so
@@ -177,8 +177,8 @@ class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol"
     the stage, which `stage.set(stage.max_length, 256)` changes. `maxLength` is the former name of `max_length`.
 
     Raises:
-        ValueError: A value is out of its range, or stands beside a `BgeEmbedder`; by `transform`: inputCol or model is
-            not set, outputCol is taken.
+        ValueError: A value is out of its range, or is given beside a `BgeEmbedder`; by `transform`: inputCol or model
+            is not set, or outputCol exists already.
         TypeError: There is no such argument; by `transform`: the column does not hold strings.
         BgeError: The model cannot be used; see `BgeEmbedder`. `transform` refuses what was set later.
 
@@ -204,9 +204,9 @@ class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol"
 
 
 class BgeReranking(_Stage, core=BgeReranker, own={"queryCol": None, "inputCol": None, "outputCol": None}):
-    """A column of relevance: a score (double) for each row's query and passage; null where one of them is null.
+    """A transformer that adds a column of scores (double), one a query and passage; null where one of them is null.
 
-    Otherwise as `BgeEmbeddings`.
+    In all else it works as `BgeEmbeddings` does.
 
     Args:
         queryCol: Column of queries.
@@ -218,8 +218,8 @@ class BgeReranking(_Stage, core=BgeReranker, own={"queryCol": None, "inputCol": 
     All other arguments are those of `BgeReranker`, with its defaults, as the other class has those of `BgeEmbedder`.
 
     Raises:
-        ValueError: A value is out of its range, or stands beside a `BgeReranker`; by `transform`: queryCol, inputCol or
-            model is not set, outputCol is taken.
+        ValueError: A value is out of its range, or is given beside a `BgeReranker`; by `transform`: queryCol, inputCol
+            or model is not set, or outputCol exists already.
         TypeError: There is no such argument; by `transform`: a column does not hold strings.
         BgeError: The model cannot be used; see `BgeReranker`. `transform` refuses what was set later.
 
@@ -257,8 +257,8 @@ def populate_partitions(
 ) -> PopulateReport:
     """Bring a store up to date with a DataFrame's rows, each partition by a `populate` of its own, in its worker.
 
-    Only reports come back. Run again, it computes nothing twice: after a failure the same call goes on, and a task that
-    Spark repeats embeds only what its first run left, which it reports as skipped.
+    Only reports come back. A second run computes nothing twice: after a failure the same call goes on where it stopped.
+    A task that Spark repeats embeds only what its first run left, and reports the rest as skipped.
 
     Args:
         df: The rows. As many partitions are written at a time as tasks run.
@@ -295,7 +295,7 @@ def populate_partitions(
 
 
 def _latest(old: str, value: T | None, new: str, other: T) -> T:
-    """The value that came under an argument's former name, with a warning to the caller's caller; else the other."""
+    """Return the value given under an argument's former name, with a warning to the caller's caller; else `other`."""
     if value is None:
         return other
     warnings.warn(f"{old}= is {new}= now.", DeprecationWarning, stacklevel=3)
@@ -305,7 +305,7 @@ def _latest(old: str, value: T | None, new: str, other: T) -> T:
 def _filler(
     store_factory: Callable[[], Any], batch_size: int | None, on_error: OnError
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """What a worker does with a partition: its rows in, its report out."""
+    """Return the function that a worker runs on a partition: it takes the rows and yields the report."""
 
     def fill(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         first = next(batches, None)
@@ -319,7 +319,7 @@ def _filler(
 
 
 def _strings(dataset: "DataFrame", name: str) -> "Column":
-    """The column of a name, which holds strings."""
+    """Return the column of that name, and refuse one that does not hold strings."""
     kind = dataset.select(col(name)).schema[0].dataType
     if not isinstance(kind, StringType):
         raise TypeError(f'Column "{name}" is of type {kind.simpleString()}; it has to hold strings.')
@@ -327,7 +327,7 @@ def _strings(dataset: "DataFrame", name: str) -> "Column":
 
 
 def _by_row(columns: Sequence[pd.Series], compute: Callable[[list[Any]], Iterable[Any]]) -> pd.Series:
-    """What `compute` gives for the rows that have no null, and null for the others."""
+    """Return the results of `compute` for the rows that have no null, and null for the others."""
     rows = list(zip(*columns, strict=True))
     complete = [not any(map(pd.isna, row)) for row in rows]
     results = iter(compute([row for row, whole in zip(rows, complete, strict=True) if whole]))
@@ -340,7 +340,7 @@ def _documents(batches: Iterable[pa.RecordBatch]) -> Iterator[Any]:
     for batch in batches:
         for row in batch.to_pylist():
             metadata = {key: value for key, value in (row.get("metadata") or {}).items() if value is not None}
-            # Not validated: a null text is left to populate, which may collect it.
+            # The document is not validated: a null text is left to populate, which may collect it.
             yield Document.model_construct(id=row.get("id"), page_content=row["text"], metadata=metadata)
 
 

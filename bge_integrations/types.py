@@ -1,4 +1,4 @@
-"""The small values that cross the package's borders."""
+"""The small value types that the package's public functions take and return."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Pooling(StrEnum):
-    """How token vectors become one vector a text."""
+    """The ways in which token vectors become one vector a text."""
 
     CLS = "cls"
     """The first token's vector: every BERT and XLM-RoBERTa BGE model."""
@@ -51,7 +51,7 @@ class SparseEmbedding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class M3Embeddings:
-    """What bge-m3 gives for n texts; an output that was not asked for is None.
+    """The outputs of bge-m3 for n texts; an output that was not asked for is None.
 
     Attributes:
         dense: One vector a text, float32 (n, dim).
@@ -67,7 +67,7 @@ class M3Embeddings:
         return next((len(output) for output in (self.dense, self.sparse, self.colbert) if output is not None), 0)
 
     def __getitem__(self, texts: slice) -> "M3Embeddings":
-        """Of some of the texts; the arrays are views."""
+        """Return the outputs for a slice of the texts; the arrays are views, not copies."""
         return M3Embeddings(
             None if self.dense is None else self.dense[texts],
             None if self.sparse is None else self.sparse[texts],

@@ -1,4 +1,4 @@
-"""`python -m bge_integrations.cli` is `bge`."""
+"""`python -m bge_integrations.cli` runs `bge`."""
 
 from bge_integrations.cli import main
 

@@ -1,4 +1,4 @@
-"""The commands of `bge`. What a command needs is imported when it runs, so that `bge --help` is quick."""
+"""The commands of `bge`. Each imports its libraries when it runs, so that `bge --help` is quick."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini
 
 
 class _Group(TyperGroup):
-    """Turns the errors of a wrong model, device or store into one red line and exit code 1."""
+    """A group of commands that turns errors of a wrong model, device or store into one red line and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -94,7 +94,7 @@ def index(
         raise typer.BadParameter(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}.")
     model = _absolute(model or remembered_model(store) or EMBEDDER)
     embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
-    # A model that cannot be had is refused here, before there is a store.
+    # This refuses a model that cannot be used, before a store is made.
     read = _read_files(files, model, min(chunk_size, most_tokens(embeddings.embedder)))
     chunks = [chunk for found in read.values() for chunk in found]
     chroma = open_store(store, model, embeddings)
@@ -109,7 +109,7 @@ def index(
 
 
 def _read_files(files: list[Path], model: str, chunk_size: int) -> "dict[Path, list[Document]]":
-    """The chunks of each file that can be read."""
+    """Return the chunks of each file that can be read; warn of the others on stderr."""
     from bge_integrations.cli.corpus import make_token_counter, read_chunks
 
     count_tokens = make_token_counter(model)
@@ -250,7 +250,7 @@ def embed(
     from bge_integrations.embed.embedder import BgeEmbedder, to_lists
 
     embedder = BgeEmbedder(_absolute(model), device=device, dtype=dtype, backend=backend)
-    embedder.describe()  # a model that cannot be had is refused before anything is read
+    embedder.describe()  # a model that cannot be used is refused before anything is read
     encode = embedder.encode_queries if query else embedder.encode_documents
     for group in in_groups(read_lines(sys.stdin, "text")):
         for line, vector in zip(group, to_lists(encode([line["text"] for line in group])), strict=True):
@@ -358,14 +358,14 @@ def doctor(
 
 
 def _chosen_reranker(reranker: str | None, model: str) -> str | None:
-    """The reranker asked for; of this package's own embedder its own by default."""
+    """Return the reranker asked for, by default this package's own for its own embedder; None for none."""
     if reranker is None and model == EMBEDDER:
         return RERANKER
     return None if reranker == "none" else reranker
 
 
 def _absolute(model: str) -> str:
-    """The path of a folder from anywhere; a hub id as it is."""
+    """Return the absolute path of a folder; return a hub id as it is."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.is_dir() else model
 

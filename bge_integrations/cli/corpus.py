@@ -1,4 +1,4 @@
-"""Files into chunks: Markdown, reStructuredText, plain text, and the docstrings of Python files."""
+"""Splitting of files into chunks: Markdown, reStructuredText, plain text, and the docstrings of Python files."""
 
 import ast
 import hashlib
@@ -24,7 +24,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     """Return the files to index, absolute, sorted, each once.
 
     Args:
-        paths: Files, taken whatever their name, and folders, searched for `SUFFIXES` outside hidden folders.
+        paths: Files, taken whatever their suffix, and folders, searched for `SUFFIXES` outside hidden folders.
     """
     files: set[Path] = set()
     for path in paths:
@@ -41,7 +41,7 @@ def read_chunks(path: Path, count_tokens: Callable[[str], int], chunk_size: int)
 
     Args:
         path: The file; anything but .py, .md, .markdown and .rst is read as plain text.
-        count_tokens: The length of a text in the model's tokens.
+        count_tokens: Returns the length of a text in the model's tokens.
         chunk_size: Most tokens of a chunk.
 
     Returns:
@@ -109,12 +109,12 @@ def _is_hidden(file: Path, root: Path) -> bool:
 
 
 def most_tokens(embedder: BgeEmbedder) -> int:
-    """Return the tokens that a chunk may have: an eighth is left for special tokens and the names of docstrings."""
+    """Return the most tokens of a chunk: an eighth of the model's limit is left for special tokens and names."""
     return cast("int", embedder.describe()["max_length"]) * 7 // 8
 
 
 def make_token_counter(model: str) -> Callable[[str], int]:
-    """Return a function that counts a text's tokens, special tokens aside.
+    """Return a function that counts a text's tokens without special tokens.
 
     Args:
         model: An embedder's id or folder.

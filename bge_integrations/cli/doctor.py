@@ -1,4 +1,4 @@
-"""What `bge doctor` finds out of this machine, and how it shows it."""
+"""The work of `bge doctor`: it examines this machine and prints what it finds."""
 
 import os
 import platform
@@ -43,7 +43,7 @@ LIBRARIES = {
     "onnxruntime": "onnx",
     "ir-measures": "eval",
 }
-"""Distributions, and the extra that brings each; none for what the package itself needs."""
+"""Distributions, and the extra that installs each; "" for those that the package itself needs."""
 
 _VARIABLES = (
     "HF_HUB_OFFLINE",
@@ -59,21 +59,21 @@ _QUESTION = "what do pandas eat?"
 _PASSAGES = ["Paris is the capital of France.", "Giant pandas eat bamboo.", "Bread needs flour and water."]
 _ANSWER = 1
 _SAME = 0.99
-"""Cosine from which one text's vectors on two backends or devices count as the same; float16 is above."""
+"""From this cosine on, one text's vectors on two backends or devices count as the same; float16 is above it."""
 
 
 def examine(embedder: str, reranker: str, *, check: bool) -> dict[str, Any]:
     """Find out what a bug report needs, as JSON can hold it.
 
     Args:
-        embedder: What `check` embeds with.
-        reranker: What `check` reranks with.
-        check: Run both on every usable backend and device; takes some seconds, and loads what it needs.
+        embedder: The embedder that `check` runs.
+        reranker: The reranker that `check` runs.
+        check: Run both on every usable backend and device; this takes some seconds and loads the models.
 
     Returns:
-        `package`, `libraries` (version or None), `devices` (memory in bytes), `notes` (what torch said of them), `auto`
-        (what is chosen where nothing is asked for), `backends` (what is wrong with each; "" for nothing), `folders`,
-        `environment`, `offline`, and `check`: a list of what was run, None without `check`.
+        `package`, `libraries` (version or None), `devices` (memory in bytes), `notes` (torch's warnings), `auto` (the
+        defaults), `backends` (what is wrong with each; "" for nothing), `folders`, `environment`, `offline`, and
+        `check`: a list of the runs, None without `check`.
     """
     found, notes = _find_devices()
     backends = _examine_backends("" if found else notes[0])
@@ -95,12 +95,12 @@ def examine(embedder: str, reranker: str, *, check: bool) -> dict[str, Any]:
 
 
 def has_passed(facts: dict[str, Any]) -> bool:
-    """Whether everything that the check ran gave what it should; True where nothing was checked."""
+    """Return whether every run of the check passed; True where nothing was checked."""
     return facts["check"] is None or (bool(facts["check"]) and not any(run["problem"] for run in facts["check"]))
 
 
 def show(console: Console, facts: dict[str, Any]) -> None:
-    """Print the facts as tables, each missing thing with what to do."""
+    """Print the facts as tables, with a remedy for each thing that is missing."""
     rows: list[tuple[str, ...]] = [(name, number, "") for name, number in facts["package"].items()]
     rows += [
         (name, number or "not installed", "" if number else _cure(name)) for name, number in facts["libraries"].items()
@@ -145,7 +145,7 @@ def _cure(name: str) -> str:
 
 
 def _find_devices() -> tuple[list[dict[str, Any]], list[str]]:
-    """What models can run on, the best first, and why there is no more; no device where torch fails."""
+    """Return the devices, the CPU last, and notes on why there are no more; no device where torch fails."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -172,7 +172,7 @@ def _torch_devices() -> list[dict[str, Any]]:
 
 
 def _choices(found: list[dict[str, Any]]) -> dict[str, str]:
-    """What a caller gets who names neither device nor backend nor dtype, and on each kind of device."""
+    """Return the default device, and the default backend, dtype and tokens of a forward on each kind of device."""
     choices = {"device": next((one["device"] for one in found if one["best"]), "none")}
     for kind in ("cuda", "mps", "cpu"):
         numbers = f"{devices.default_dtype(kind)}, {devices.default_batch_tokens(kind)} tokens a forward"
@@ -183,7 +183,7 @@ def _choices(found: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _examine_backends(no_torch: str) -> dict[str, str]:
-    """What is wrong with each backend; sentence-transformers takes seconds to import, so it is only looked for."""
+    """Return what is wrong with each backend; sentence-transformers is slow to import, so it is only looked for."""
     missing = "" if find_spec("sentence_transformers") else f"Install it: {_cure('sentence-transformers')}"
     return {
         "torch": no_torch,
@@ -199,7 +199,7 @@ def _need_openvino() -> None:
 
 
 def _problem_of(work: Callable[[], object]) -> str:
-    """What an attempt fails with; "" where it does not."""
+    """Return the message of the error that an attempt raises; "" where it raises none."""
     try:
         work()
     except MissingExtraError as error:
@@ -237,7 +237,7 @@ def _is_offline() -> bool:
 
 
 def _check(embedder: str, reranker: str, found: list[dict[str, Any]], backends: dict[str, str]) -> list[dict[str, Any]]:
-    """Run the models on the CPU with torch, then wherever else they can run; each must agree with the first."""
+    """Run the models on the CPU with torch, then wherever else they can run; each run must agree with the first."""
     places = [("torch", one["device"]) for one in reversed(found)]
     places += [(name, "cpu") for name in ("openvino", "sentence_transformers") if not backends[name]]
     runs, expected = list[dict[str, Any]](), dict[str, Any]()
@@ -250,7 +250,7 @@ def _check(embedder: str, reranker: str, found: list[dict[str, Any]], backends: 
 
 
 def _answer(embedder: str, reranker: str, backend: Any, device: str, expected: dict[str, Any]) -> None:
-    """Embed, search and rerank; the first vectors are kept as those to be expected.
+    """Embed, search and rerank; the first run's vectors are kept in `expected` for the others.
 
     Raises:
         RuntimeError: The numbers are wrong.

@@ -1,4 +1,4 @@
-"""JSON lines in and out."""
+"""Reading and writing of JSON lines."""
 
 import json
 import sys
@@ -12,15 +12,15 @@ GROUP = 1024
 
 
 def read_lines(stream: Iterable[str], *strings: str, lists: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the objects of JSON lines; blank lines are passed over.
+    """Yield the objects of JSON lines; blank lines are skipped.
 
     Args:
-        stream: Lines.
+        stream: The lines.
         strings: Keys that must hold a string.
         lists: Keys that must hold a list of strings.
 
     Raises:
-        typer.BadParameter: Names the line and what it lacks.
+        typer.BadParameter: A line is wrong; the message names it and what it lacks.
     """
     for number, text in enumerate(stream, start=1):
         if not text.strip():
@@ -39,10 +39,10 @@ def read_lines(stream: Iterable[str], *strings: str, lists: Iterable[str] = ()) 
 
 
 def read_texts(lines: list[str]) -> list[str]:
-    """The texts of plain lines, or of JSON lines with "text" if the first begins with a brace; no blank ones.
+    """Return the texts of plain lines, or of JSON lines with "text" if the first begins with a brace; no blank ones.
 
     Raises:
-        typer.BadParameter: Names the line and what it lacks.
+        typer.BadParameter: A line is wrong; the message names it and what it lacks.
     """
     if next((line for line in lines if line.strip()), "").lstrip().startswith("{"):
         lines = [line["text"] for line in read_lines(lines, "text")]
@@ -50,12 +50,12 @@ def read_texts(lines: list[str]) -> list[str]:
 
 
 def in_groups(lines: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield lists of at most `GROUP` lines, so that any number of lines takes a bounded memory."""
+    """Yield lists of at most `GROUP` lines, so that any number of lines takes bounded memory."""
     lines = iter(lines)
     while group := list(islice(lines, GROUP)):
         yield group
 
 
 def write_line(line: Mapping[str, Any]) -> None:
-    """Write one object to stdout."""
+    """Write one object to stdout as a JSON line."""
     sys.stdout.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""What `bge eval` shows: a table, bars, and a picture."""
+"""The output of `bge eval`: a table, bars, and a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _COLOURS = {"retrieved": "blue", "reranked": "green"}
 
 
 def as_json(data: LabelledSet, result: Evaluation) -> dict[str, Any]:
-    """What was measured, as JSON can hold it; gains and intervals where something was reranked."""
+    """Return the result as JSON can hold it, with gains and intervals if there was a reranker."""
     measures: dict[str, dict[str, Any]] = {}
     for measure in result.measures:
         measures[measure] = {name: measured.mean(measure) for name, measured in _sides(result).items()}
@@ -56,7 +56,7 @@ def check_picture(file: Path) -> None:
     """Refuse a picture that could not be written, before anything is computed.
 
     Raises:
-        ValueError: Its folder is not there, or its suffix names no kind of picture.
+        ValueError: Its folder does not exist, or its suffix names no kind of picture.
     """
     from matplotlib.figure import Figure
 
@@ -71,9 +71,9 @@ def draw(data: LabelledSet, result: Evaluation, file: Path) -> None:
     """Draw the numbers as bars.
 
     Args:
-        data: What it was measured on.
-        result: What was measured.
-        file: The picture; its suffix says of which kind: .png, .svg, .pdf.
+        data: The labelled set.
+        result: The numbers measured on it.
+        file: The picture; its suffix chooses the format: .png, .svg, .pdf.
     """
     from matplotlib.figure import Figure
 
@@ -96,5 +96,5 @@ def _title(data: LabelledSet, result: Evaluation) -> str:
 
 
 def _sides(result: Evaluation) -> dict[str, Measured]:
-    """What there is to compare."""
+    """Return the measured sides by name: "retrieved", and "reranked" if there was a reranker."""
     return {"retrieved": result.retrieved} | ({"reranked": result.reranked} if result.reranked else {})

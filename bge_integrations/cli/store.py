@@ -14,7 +14,7 @@ _PAGE = 5000
 
 
 def remembered_model(directory: Path) -> str | None:
-    """Return the model with which `bge index` filled a folder, or None where it has filled nothing there."""
+    """Return the model with which `bge index` filled a folder; None where it has filled nothing there."""
     if not (directory / "chroma.sqlite3").is_file():
         return None
     try:
@@ -26,7 +26,7 @@ def remembered_model(directory: Path) -> str | None:
 
 
 def open_store(directory: Path, model: str, embeddings: Embeddings) -> Chroma:
-    """Open the folder's collection, made with cosine distance if it is not there.
+    """Open the folder's collection; make it, with cosine distance, if it does not exist.
 
     Args:
         directory: The folder.
@@ -43,12 +43,12 @@ def open_store(directory: Path, model: str, embeddings: Embeddings) -> Chroma:
 
 
 def delete_gone(store: Chroma, emptied: Iterable[Path], folders: Iterable[Path]) -> int:
-    """Delete the chunks of files of which there is no text any more; return how many they were.
+    """Delete the chunks of files that have no text any more or are gone; return the number of chunks deleted.
 
     Args:
         store: The store.
         emptied: Files that hold no text now.
-        folders: Where to look for files that are not there any more.
+        folders: The folders, or files, below which to look for stored files that no longer exist.
     """
     without_text, roots = {str(file) for file in emptied}, [folder.resolve() for folder in folders]
     if not without_text and not roots:
@@ -64,7 +64,7 @@ def delete_gone(store: Chroma, emptied: Iterable[Path], folders: Iterable[Path])
 
 
 def _ids_and_sources(store: Chroma) -> Iterator[tuple[str, str]]:
-    """Yield what is known of each chunk, a page at a time: SQLite cannot give that of a large store at once."""
+    """Yield the id and the source of each chunk, read in pages: SQLite cannot return those of a large store at once."""
     offset = 0
     while ids := (page := store.get(limit=_PAGE, offset=offset, include=["metadatas"]))["ids"]:
         offset += len(ids)

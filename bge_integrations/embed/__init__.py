@@ -1,1 +1,1 @@
-"""Texts to vectors."""
+"""Embedders, which turn texts into vectors."""

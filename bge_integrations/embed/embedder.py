@@ -1,4 +1,4 @@
-"""Texts to vectors, queries and documents each by their own path."""
+"""Embedders turn texts into vectors, queries and documents with separate methods."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -26,14 +26,14 @@ FloatArray = NDArray[np.float32]
 PROGRESS_CHUNK = 512
 
 _SLICE = 1 << 14
-"""Numbers that become Python floats at a stretch: under 1 ms, during which no other thread runs."""
+"""This many numbers become Python floats at a time: it takes under 1 ms, during which no other thread runs."""
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class Embedder(ModelUser, ABC, Generic[E]):
-    """Encodes texts with one model; `E` is what a call gives for its texts.
+    """The base of embedders, which encode texts with one model; a call returns an `E`.
 
-    Its arguments are documented in `BgeEmbedder`.
+    The arguments are documented in `BgeEmbedder`.
     """
 
     kind: ClassVar[Kind] = "embedder"
@@ -43,14 +43,14 @@ class Embedder(ModelUser, ABC, Generic[E]):
     normalize: bool | None = None
 
     def encode_queries(self, texts: Iterable[str], show_progress: bool = False) -> E:
-        """Embeds queries, each with the query instruction before it.
+        """Embed queries, each with the query instruction before it.
 
         Args:
             texts: The queries, without instruction.
             show_progress: Show a tqdm bar.
 
         Returns:
-            What the class gives for its texts, in their order.
+            The embeddings in the order of the texts, as the class documents them.
 
         Raises:
             TypeError: A bare string, or an element that is not a string, with its index.
@@ -60,23 +60,23 @@ class Embedder(ModelUser, ABC, Generic[E]):
         return self._encode(texts, "query", show_progress)
 
     def encode_documents(self, texts: Iterable[str], show_progress: bool = False) -> E:
-        """Embeds documents; otherwise as `encode_queries`."""
+        """Embed documents, each with the document instruction before it; see `encode_queries`."""
         return self._encode(texts, "document", show_progress)
 
     async def aencode_queries(self, texts: Iterable[str], show_progress: bool = False) -> E:
-        """As `encode_queries`, without blocking the event loop."""
+        """Embed queries as `encode_queries` does, without blocking the event loop."""
         return await self._aencode(texts, "query", show_progress)
 
     async def aencode_documents(self, texts: Iterable[str], show_progress: bool = False) -> E:
-        """As `encode_documents`, without blocking the event loop."""
+        """Embed documents as `encode_documents` does, without blocking the event loop."""
         return await self._aencode(texts, "document", show_progress)
 
     def submit_documents(self, texts: Iterable[str], positions: Sequence[int] | None = None) -> "Pending[E]":
-        """Queues documents and returns at once, for callers that have other work while the model computes.
+        """Queue documents and return at once, for callers that have other work while the model computes.
 
         Args:
             texts: The documents.
-            positions: What the warning about cut texts calls them; None for their indices.
+            positions: The numbers by which the warning about cut texts names them; None takes their indices.
 
         Raises:
             TypeError: A bare string, or an element that is not a string, with its index.
@@ -90,35 +90,35 @@ class Embedder(ModelUser, ABC, Generic[E]):
         return Pending(self._submit(options, checked_texts(texts)), self._result, report)
 
     def iter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> Iterator[E]:
-        """Embeds any number of documents with flat memory.
+        """Embed any number of documents in bounded memory.
 
         Args:
             texts: Any iterable of documents, read as it is needed.
-            chunk_size: Documents a step.
+            chunk_size: Documents of a step.
 
         Returns:
-            An iterator over what the class gives for `chunk_size` texts, in order; the last step may be shorter.
+            An iterator over the embeddings of `chunk_size` texts at a time, in order; the last step may be shorter.
         """
         return iter(self._chunks(texts, chunk_size))
 
     def aiter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> AsyncIterator[E]:
-        """As `iter_documents`, without blocking the event loop (but for reading `texts`)."""
+        """Embed documents as `iter_documents` does; only reading `texts` may block the event loop."""
         return aiter(self._chunks(texts, chunk_size))
 
     @property
     def dim(self) -> int:
-        """Length of a dense vector."""
+        """The length of a dense vector."""
         if self._row and self._row.id == self.model and self._row.dim and self._path is None:
             return self._row.dim
         return self._text_plan("document").dim
 
     @property
     def fingerprint(self) -> str:
-        """What decides document vectors, as 32 hexadecimal digits.
+        """A hash, 32 hexadecimal digits, of everything that decides document vectors.
 
-        Covers the contents of weights and tokenizer, pooling, normalisation, dimensions, max_length, the document
+        It covers the contents of weights and tokenizer, pooling, normalisation, dimensions, max_length, the document
         instruction and whether it runs in int8; not the path, device, backend, another dtype or the query instruction.
-        Reads the weight files at first use.
+        The first use reads the weight files.
         """
         resolved, plan = self._resolved(), self._text_plan("document")
         settings = {
@@ -131,7 +131,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
         return fingerprint(resolved.folder, settings, self._outputs)
 
     def describe(self) -> dict[str, object]:
-        """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""
+        """Return the model's settings and how they were found. This loads no weights, but may download files."""
         resolved, plan = self._resolved(), self._text_plan("document")
         return {
             "model": self.model,
@@ -151,15 +151,15 @@ class Embedder(ModelUser, ABC, Generic[E]):
     @property
     @abstractmethod
     def _outputs(self) -> tuple[str, ...]:
-        """Which of the model's outputs this object gives."""
+        """The names of the model's outputs that this object returns."""
 
     @abstractmethod
     def _result(self, rows: Rows) -> E:
-        """What a caller gets for rows."""
+        """Turn rows into the embeddings that a caller gets."""
 
     @abstractmethod
     def _no_result(self) -> E:
-        """What a caller gets for no text; may read the model's files."""
+        """Return the embeddings of an empty list of texts; this may read the model's files."""
 
     def _encode(self, texts: Iterable[str], side: Side, show_progress: bool) -> E:
         listed = checked_texts(texts)
@@ -183,7 +183,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
         return {"query": self._side("query"), "document": self._side("document")}
 
     def _side(self, side: Side) -> Options:
-        """What decides the vectors of one side."""
+        """Return the options that decide the vectors of one side, queries or documents."""
         return EmbedOptions(
             side=side, query_instruction=self.query_instruction, document_instruction=self.document_instruction,
             normalize=self.normalize, max_length=self.max_length, outputs=self._outputs,
@@ -200,24 +200,24 @@ class BgeEmbedder(Embedder[FloatArray]):
     Cheap to construct: weights load at first use, once a process, and are shared with every other object that uses the
     model. Holds configuration only, so it pickles, deep-copies and may be used from any number of threads.
 
-    A call gives float32 (n, dim), one vector a text.
+    A call returns a float32 array (n, dim), one vector for each text.
 
     Args:
         model: A catalogue id such as "BAAI/bge-base-en-v1.5", a hub id, or a folder: the one that the path names when
             the object is made. Links are followed at each call.
-        query_instruction: Text before each query, or the task of a model with a template (the LLM-based embedders:
+        query_instruction: Text before each query, or the task for a model with a template (the LLM-based embedders:
             describe() shows it). None takes the catalogue's (or, outside it, the model's own "query"
             prompt); "" adds nothing.
         document_instruction: Text before each document. None takes the catalogue's, which only llm-embedder has (or,
             outside it, the model's own "document" prompt), and none beside a `query_instruction`; "" adds nothing.
-        task: Name of a published pair of instructions, such as "qa" of llm-embedder.
+        task: The name of a published pair of instructions, such as "qa" of llm-embedder.
         examples: Few-shot examples of bge-en-icl, put before every query: dicts with "query" and "response", and
             "instruct" where it is not the query instruction.
         normalize: Scale vectors to length 1. None takes the catalogue's, else what the folder says.
         max_length: Tokens at which a text is cut, special tokens included. None takes the catalogue's, else the
             folder's.
-        truncate_dim: Keep the first so many dimensions, for models trained for that (Matryoshka).
-        on_truncate: What a text over `max_length` causes: one warning a call, an error, or nothing.
+        truncate_dim: Keep only this many leading dimensions, for models trained for that (Matryoshka).
+        on_truncate: What a text over `max_length` causes: one warning per call, an error, or nothing.
         backend: "torch", "openvino" (on a CPU; extra `openvino`), or "sentence_transformers" for that library's own
             pipeline. "auto" takes the fastest that is installed and exact.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is. A list, as ["cuda:0", "cuda:1"], keeps a
@@ -227,7 +227,7 @@ class BgeEmbedder(Embedder[FloatArray]):
         revision: The hub's branch, tag or commit.
         max_batch_tokens: Most tokens in a forward that holds texts of this object.
         like: The catalogue id that a fine-tune or a bare folder descends from.
-        cache: Where the model lives; None is the process-wide cache.
+        cache: The cache that holds the loaded model; None is the process-wide cache.
         cache_folder: Where downloads are kept; None is the hub's own folder.
         token: For private or gated repositories. Never shown by `repr`.
         local_files_only: Never ask the hub.
@@ -267,7 +267,7 @@ class BgeEmbedder(Embedder[FloatArray]):
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
+        """The length of a vector."""
         return self.truncate_dim or super().dim
 
     def _side(self, side: Side) -> Options:
@@ -290,12 +290,12 @@ class BgeEmbedder(Embedder[FloatArray]):
 
 
 class Pending(Generic[E]):
-    """Documents that a model is computing, as `Embedder.submit_documents` gives them; any thread may wait, once.
+    """The embeddings that `Embedder.submit_documents` has queued; any thread may wait for them, once.
 
     Args:
-        future: Of the model's output.
-        convert: Makes embeddings of its rows.
-        report: Told which texts were cut.
+        future: The future of the model's output.
+        convert: Turns its rows into embeddings.
+        report: Called with the texts that were cut.
     """
 
     def __init__(
@@ -306,18 +306,18 @@ class Pending(Generic[E]):
         self._report = report
 
     def result(self) -> tuple[E, int]:
-        """Waits for the embeddings, as `encode_documents` gives them, and the number of tokens computed."""
+        """Wait for the embeddings; return them, as `encode_documents` does, and the number of tokens computed."""
         output = wait(self._future)
         self._report(output.cuts)
         return self._convert(output.rows), output.tokens
 
     def cancel(self) -> None:
-        """Gives up what has not been computed."""
+        """Cancel what has not been computed yet."""
         self._future.cancel()
 
 
 def to_lists(vectors: FloatArray) -> list[list[float]]:
-    """Rows as lists of builtin floats, as the frameworks want them; lets other threads run in between."""
+    """Turn rows into lists of builtin floats, as the frameworks want them, while other threads can run in between."""
     rows = max(1, _SLICE // max(1, vectors.shape[1]))
     lists: list[list[float]] = []
     for start in range(0, len(vectors), rows):
@@ -326,7 +326,7 @@ def to_lists(vectors: FloatArray) -> list[list[float]]:
 
 
 async def ato_lists(vectors: FloatArray) -> list[list[float]]:
-    """As `to_lists`, off the event loop where it takes long."""
+    """Turn rows into lists as `to_lists` does, in another thread where that takes long."""
     if vectors.size <= _SLICE:
         return to_lists(vectors)
     return await asyncio.to_thread(to_lists, vectors)
@@ -337,13 +337,13 @@ _OF_THE_FOLDER = ("query_instruction", "document_instruction", "task", "examples
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class FolderEmbedder(BgeEmbedder):
-    """What `SentenceTransformer(folder).encode(text)` computes, for queries and documents alike.
+    """An embedder that computes what `SentenceTransformer(folder).encode(text)` does, for queries and documents alike.
 
-    Pooling (the mean where there is no modules.json), normalisation, max length and prompts come from the folder. Made
-    for code that must give the vectors of an existing index.
+    Pooling (the mean where there is no modules.json), normalisation, max length and prompts come from the folder. It is
+    made for code that must reproduce the vectors of an existing index.
 
     Args:
-        model: As `BgeEmbedder`, and so the others, but for those that the folder decides: instructions, `task`,
+        model: As in `BgeEmbedder`, like all other arguments but those that the folder decides: instructions, `task`,
             `examples`, `normalize`, `truncate_dim`, `like`.
         prompt: Text before every text; None takes the folder's prompt called `prompt_name`, else its default one.
         prompt_name: Name of one of the folder's prompts.

@@ -1,4 +1,4 @@
-"""What decides document vectors, as one short string."""
+"""The fingerprint of an embedder: one short string that changes with whatever decides its document vectors."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
 )
 _TOKENIZER = {"truncation_side": "right", "split_special_tokens": False, "strip_accents": None}
-"""Settings of a tokenizer that tokenizer.json does not hold, and what they usually are."""
+"""Settings of a tokenizer that tokenizer.json does not hold, and their usual values."""
 _PLACES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 """Keys of adapter_config.json that decide no vector."""
 _VECTOR = "sentence_embedding"
@@ -24,11 +24,11 @@ _USUAL = (
     {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "token_embeddings",
 )
-"""What a Transformer module's settings usually say of where its token vectors come from."""
+"""The usual values of the settings that say where a Transformer module takes its token vectors from."""
 
 
 def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequence[str] = ("dense",)) -> str:
-    """32 hexadecimal digits over the contents of a folder's weights and tokenizer, `settings`, and `outputs`."""
+    """Return 32 hexadecimal digits that hash a folder's weights and tokenizer, `settings` and `outputs`."""
     tokenizer = next(
         (folder.tokenizer_path / n for n in _TOKENIZER_FILES if (folder.tokenizer_path / n).is_file()), None
     )
@@ -40,7 +40,7 @@ def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequenc
 
 
 def _pipeline(folder: Folder) -> list[object]:
-    """What only the folder's files say of its pipeline; empty for the usual one of pooling and normalisation."""
+    """Return what is unusual in the folder's pipeline; an empty list for plain pooling and normalisation."""
     in_settings = {"Transformer", *(("Pooling",) if folder.pooling and folder.include_prompt else ())}
     unusual: list[object] = [
         [m.type, dict(m.config)]
@@ -63,7 +63,7 @@ def _pipeline(folder: Folder) -> list[object]:
 
 
 def _adapter(folder: Folder) -> dict[str, object]:
-    """What an adapter's config says of its weights, and not of where its base lies."""
+    """Return the settings of an adapter's config that decide vectors, without those that say where its base lies."""
     return {
         key: sorted(value) if isinstance(value, list) else value
         for key, value in folder.adapter.items()

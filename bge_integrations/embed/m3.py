@@ -18,22 +18,22 @@ from bge_integrations.types import M3Embeddings, SparseEmbedding
 OUTPUTS = ("dense", "sparse", "colbert")
 SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
 SCORED_AT_ONCE = 256  # pairs: the token vectors of a thousand passages of 512 tokens take 2 GB
-RERANKED_AT_ONCE = SCORED_AT_ONCE // 2  # passages: while those of one step are scored, the model is at the next
+RERANKED_AT_ONCE = SCORED_AT_ONCE // 2  # passages: while one step's are scored, the model computes the next
 
 Pair = tuple[str, str]
 
 
 @dataclass(repr=False, eq=False)
 class BgeM3Embedder(Embedder[M3Embeddings]):
-    """bge-m3 with all its outputs; one forward gives those asked for, the others are neither computed nor moved.
+    """An embedder with all outputs of bge-m3; one forward computes those asked for, and only those.
 
-    A call gives one `M3Embeddings` for its texts. Uses the same copy of the weights as a `BgeEmbedder` of the model.
+    A call returns one `M3Embeddings` for its texts. A `BgeEmbedder` of the same model shares its copy of the weights.
     https://arxiv.org/abs/2402.03216
 
     Args:
         model: "BAAI/bge-m3", or the id or folder of a fine-tune with its heads (`sparse_linear.pt`,
             `colbert_linear.pt`).
-        outputs: Which of "dense", "sparse" and "colbert".
+        outputs: One or more of "dense", "sparse" and "colbert".
 
     The other arguments are those of `BgeEmbedder`; bge-m3 takes no instruction.
 
@@ -57,21 +57,21 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         self._check_outputs()
 
     def with_outputs(self, *outputs: str) -> "BgeM3Embedder":
-        """The same with other outputs."""
+        """Return a copy of this embedder with other outputs."""
         other = copy.copy(self)
         other.outputs = outputs
         other._check_outputs()  # noqa: SLF001  one of this class
         return other
 
     def score(self, pairs: Iterable[Pair], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> dict[str, list[float]]:
-        """Scores (query, passage) pairs in every way that bge-m3 has.
+        """Score (query, passage) pairs in every way that bge-m3 has.
 
         Args:
             pairs: Two strings each.
-            weights: Of dense, sparse and colbert in the sums.
+            weights: The weights of dense, sparse and colbert in the sums.
 
         Returns:
-            Lists of one float a pair, by the reference's names: "dense" (inner product), "sparse" (`sparse_score`),
+            Lists of one float per pair, by FlagEmbedding's names: "dense" (inner product), "sparse" (`sparse_score`),
             "colbert" (`maxsim`), "sparse+dense" and "colbert+sparse+dense" (weighted means).
 
         Raises:
@@ -85,7 +85,7 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
         return scores.lists
 
     async def ascore(self, pairs: Iterable[Pair], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> dict[str, list[float]]:
-        """As `score`, without blocking the event loop."""
+        """Score pairs as `score` does, without blocking the event loop."""
         everything, scores = self.with_outputs(*OUTPUTS), _Scores(weights)
         for chunk in _chunks(checked_pairs(pairs)):
             queries, passages = _sides(chunk)
@@ -119,7 +119,7 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
 
 
 def _ordered(outputs: Iterable[str]) -> tuple[str, ...]:
-    """The outputs in one order, each once, so that calls for the same ones share a batch."""
+    """Return the outputs in one order, each once, so that calls for the same ones share a batch."""
     wanted = {outputs} if isinstance(outputs, str) else set(outputs)
     if not wanted or not wanted <= set(OUTPUTS):
         raise ValueError(f"outputs={outputs!r} must name one or more of {', '.join(OUTPUTS)}.")
@@ -127,17 +127,17 @@ def _ordered(outputs: Iterable[str]) -> tuple[str, ...]:
 
 
 def sparse_score(query: SparseEmbedding, document: SparseEmbedding) -> float:
-    """The sum, over the tokens that both have, of the product of their weights."""
+    """Return the sum, over the tokens that both have, of the product of their weights."""
     _, of_query, of_document = np.intersect1d(query.indices, document.indices, assume_unique=True, return_indices=True)
     return float(query.values[of_query] @ document.values[of_document])
 
 
 def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
-    """The mean, over a query's token vectors, of the best inner product with one of a document's.
+    """Return the mean, over a query's token vectors, of the best inner product with one of a document's.
 
     Args:
-        query: (tokens, dim).
-        document: (tokens, dim).
+        query: The query's token vectors, (tokens, dim).
+        document: The document's token vectors, (tokens, dim).
     """
     return float((query @ document.T).max(axis=1).mean())
 
@@ -145,7 +145,7 @@ def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
 def single_scores(
     queries: M3Embeddings, query: int, passages: M3Embeddings, passage: int
 ) -> tuple[float, float, float]:
-    """Dense, sparse and colbert score of one query and one passage, by their rows; 0 for an output that is missing."""
+    """Return the dense, sparse and colbert score of the query and passage in these rows; 0 for a missing output."""
     dense = sparse = colbert = 0.0
     if queries.dense is not None and passages.dense is not None:
         dense = float(queries.dense[query] @ passages.dense[passage])
@@ -157,7 +157,7 @@ def single_scores(
 
 
 class _Scores:
-    """The lists that `BgeM3Embedder.score` gives, as they grow."""
+    """The lists that `BgeM3Embedder.score` returns, while they are filled."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = tuple(float(weight) for weight in weights)
@@ -185,5 +185,5 @@ def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
 
 
 def _sides(pairs: list[Pair]) -> tuple[list[str], list[str]]:
-    """Queries and passages, each once."""
+    """Return the queries and the passages of pairs, each once."""
     return list(dict.fromkeys(query for query, _ in pairs)), list(dict.fromkeys(passage for _, passage in pairs))

@@ -1,4 +1,4 @@
-"""What an embedder's arguments, the catalogue and the model's files make of a text: its prompt, limit and vector."""
+"""From an embedder's arguments, the catalogue and the model's files to a plan: prompts, limits and the head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """What besides the model decides the vectors of one side. Its attributes are the arguments of `BgeEmbedder`."""
+    """The options, besides the model, that decide the vectors of one side: arguments of `BgeEmbedder`."""
 
     side: Side
     query_instruction: str | None = None
@@ -38,12 +38,12 @@ class EmbedOptions:
     outputs: tuple[str, ...] = ("dense",)
 
     def plan(self, resolved: Resolved) -> TextPlan:
-        """How the model computes texts of this side.
+        """Return the plan by which the model computes texts of this side.
 
         Raises:
             ValueError: The files show that an argument is impossible.
             MissingWeightsError: The folder lacks a head of an output.
-            UnsupportedModelError: The backend does not give an output.
+            UnsupportedModelError: The backend does not compute an output.
         """
         spec, folder = resolved.spec, resolved.folder
         _check_outputs(self.outputs, resolved)
@@ -82,9 +82,9 @@ class EmbedOptions:
         )
 
     def _instructions(self, spec: ModelSpec | None, folder: Folder) -> tuple[str, str]:
-        """The instruction of a query, or the task of a model with a template, and that of a document."""
+        """Return the query's instruction, which is the task for a model with a template, and the document's."""
         if spec and self.query_instruction is not None and self.task is None:
-            return self.query_instruction, self.document_instruction or ""  # a pair of the caller's own
+            return self.query_instruction, self.document_instruction or ""  # the caller chooses both
         if spec:
             query, document = (
                 spec.tasks[self.task] if self.task else (spec.query_instruction, spec.document_instruction)
@@ -99,14 +99,14 @@ class EmbedOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderOptions:
-    """What besides the model decides the vectors of `FolderEmbedder`, whose arguments its attributes are."""
+    """The options, besides the model, that decide the vectors of `FolderEmbedder`: its arguments."""
 
     prompt: str | None = None
     prompt_name: str | None = None
     max_length: int | None = None
 
     def plan(self, resolved: Resolved) -> TextPlan:
-        """How sentence-transformers computes a text with the folder's own settings.
+        """Return the plan by which sentence-transformers computes a text, with the folder's own settings.
 
         Raises:
             ValueError: The folder has no prompt of that name, or `max_length` is more than the model can take.
@@ -138,12 +138,12 @@ class FolderOptions:
 
 
 def query_frame(template: str | None, instruction: str, examples: Sequence[Example]) -> tuple[str, str, str]:
-    """What stands before a query and is never cut, right before it and cut with it, and after it.
+    """Return the text before a query that is never cut, the text right before it, cut with it, and the text after it.
 
     Args:
         template: The model's, with `{instruction}` and `{query}`; None where the instruction is simply put before.
         instruction: The instruction, or the task of a template; "" leaves out the part that names it.
-        examples: Put before the query.
+        examples: The few-shot examples to put before the query.
     """
     if template is None:
         return "", instruction, ""
@@ -156,7 +156,7 @@ def query_frame(template: str | None, instruction: str, examples: Sequence[Examp
 
 
 def checked_examples(examples: Sequence[Mapping[str, str]] | None) -> tuple[dict[str, str], ...]:
-    """The examples, copied.
+    """Check few-shot examples and return a copy of them.
 
     Raises:
         ValueError: One lacks a query or a response, or holds something else; the message has its index.
@@ -176,7 +176,7 @@ def checked_examples(examples: Sequence[Mapping[str, str]] | None) -> tuple[dict
 
 
 def check_examples(examples: Sequence[object], spec: ModelSpec | None, model: str) -> None:
-    """Refuses examples for a model that was not trained with any.
+    """Refuse examples for a model that was not trained with any.
 
     Raises:
         ValueError
@@ -188,13 +188,13 @@ def check_examples(examples: Sequence[object], spec: ModelSpec | None, model: st
 
 
 def _prompts_of(folder: Folder) -> tuple[str, str]:
-    """The folder's own prompts, as sentence-transformers' `encode_query` and `encode_document` find them."""
+    """Return the folder's own prompts, as sentence-transformers' `encode_query` and `encode_document` find them."""
     document = next((folder.prompts[n] for n in ("document", "passage", "corpus") if n in folder.prompts), "")
     return folder.prompts.get("query", ""), document
 
 
 def _check_vector(dim: int, dense: Dense, resolved: Resolved) -> None:
-    """Refuses a dense vector that the model can't give."""
+    """Refuse a dense vector that the model can't give."""
     if dim > resolved.folder.dim:
         raise ValueError(f"truncate_dim={dim} is more than the {resolved.folder.dim} dimensions of {resolved.name}.")
     if resolved.folder.normalize and not dense.normalize and resolved.key.backend == "sentence_transformers":
@@ -202,7 +202,7 @@ def _check_vector(dim: int, dense: Dense, resolved: Resolved) -> None:
 
 
 def _check_outputs(outputs: tuple[str, ...], resolved: Resolved) -> None:
-    """Refuses outputs of bge-m3 for which the folder has no head, or that the backend does not compute."""
+    """Refuse outputs of bge-m3 for which the folder has no head, or that the backend does not compute."""
     if outputs == ("dense",):
         return
     heads, backend = resolved.folder.heads, resolved.key.backend

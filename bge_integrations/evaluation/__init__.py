@@ -1,4 +1,4 @@
-"""How well an embedder finds what it should on a labelled set, and what a reranker gains.
+"""Evaluation of an embedder on a labelled set, and of the gain that a reranker brings.
 
 Example:
     ```python

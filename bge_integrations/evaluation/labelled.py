@@ -18,8 +18,8 @@ class LabelledSet:
     Attributes:
         name: The folder's name.
         documents: Text by id; a title comes first, then a space.
-        queries: Text by id, of those for which some document is relevant.
-        judgements: Of each query the judged documents' relevance: above 0 is relevant, more is better.
+        queries: Text by id, for queries with at least one relevant document.
+        judgements: For each query, the relevance of the judged documents: above 0 is relevant, more is better.
     """
 
     name: str
@@ -28,7 +28,7 @@ class LabelledSet:
     judgements: dict[str, dict[str, int]]
 
     def relevant(self, query: str) -> set[str]:
-        """The ids of the documents that answer the query of this id."""
+        """Return the ids of the documents that answer the query of this id."""
         return {document for document, relevance in self.judgements[query].items() if relevance > 0}
 
 
@@ -37,10 +37,10 @@ def read_labelled_set(folder: str | Path, split: str = "test", queries: int | No
 
     Args:
         folder: Holds corpus.jsonl and queries.jsonl, with "_id", "text" and, of documents, maybe "title" in each line,
-            and qrels/SPLIT.tsv, with query id, document id and relevance, a whole number, between tabs. Where no split
-            is told apart, qrels.tsv. A first line of qrels that names its columns is passed over.
+            and qrels/SPLIT.tsv, with query id, document id and relevance, a whole number, between tabs. A folder
+            without splits has qrels.tsv instead. A first line of qrels that names its columns is skipped.
         split: Which judgements to take: "test", "dev", "train" or whatever the folder has.
-        queries: Queries at most, drawn at random but always the same ones. None takes all.
+        queries: The most queries, drawn at random but always the same ones. None takes all.
 
     Raises:
         ValueError: A file is missing or a line wrong; the message names the file and the line. Or `queries` is under 1.
@@ -81,7 +81,7 @@ def _qrels(folder: Path, split: str) -> Path:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank, after a name for it."""
+    """Yield each line that is not blank, after the file and number that name it in messages."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{file}, line {number}"

@@ -1,4 +1,4 @@
-"""An embedder and a reranker on a labelled set: exact search, reranking, measures, and the gain's interval."""
+"""Measuring of an embedder and a reranker on a labelled set: search, reranking, measures, and the gain's interval."""
 
 import sys
 import time
@@ -21,11 +21,11 @@ DRAWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was found for the queries of a set.
+    """The documents found for the queries of a set.
 
     Attributes:
-        scores: Of each query the documents found and their scores, best first.
-        seconds: Of each query the wall time of finding them; the first may load the model.
+        scores: For each query, the documents found and their scores, best first.
+        seconds: For each query, the wall time of finding them; the first may include loading the model.
     """
 
     scores: dict[str, dict[str, float]]
@@ -42,26 +42,26 @@ class Measured:
     """A run and how good it is.
 
     Attributes:
-        run: What was found.
-        values: Of each measure every query's value, between 0 and 1.
+        run: The documents found.
+        values: For each measure, every query's value, between 0 and 1.
     """
 
     run: Run
     values: dict[str, dict[str, float]]
 
     def mean(self, measure: str) -> float:
-        """A measure's mean over queries."""
+        """Return a measure's mean over queries."""
         return float(np.mean(list(self.values[measure].values())))
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An embedder's search measured, and the same passages in a reranker's order.
+    """The measures of an embedder's search, and of the same passages in a reranker's order.
 
     Attributes:
-        fetch_k: Passages searched for and reranked.
-        retrieved: In the order of the search.
-        reranked: In the reranker's order; None without one. Its `seconds` are the reranker's alone.
+        fetch_k: The number of passages searched for and reranked.
+        retrieved: The passages in the order of the search.
+        reranked: The passages in the reranker's order; None without one. Its `seconds` are the reranker's alone.
     """
 
     fetch_k: int
@@ -74,7 +74,7 @@ class Evaluation:
         return tuple(self.retrieved.values)
 
     def gains(self, measure: str) -> list[float]:
-        """By how much the reranker raised each query's value.
+        """Return by how much the reranker raised each query's value.
 
         Raises:
             ValueError: There was no reranker.
@@ -85,11 +85,11 @@ class Evaluation:
         return [after[query] - before[query] for query in before]
 
     def gain(self, measure: str) -> float:
-        """The mean of `gains`."""
+        """Return the mean of `gains`."""
         return float(np.mean(self.gains(measure)))
 
     def interval(self, measure: str) -> tuple[float, float]:
-        """The 95 % interval of `gain`, as `mean_interval` finds it."""
+        """Return the 95 % interval of `gain`, as `mean_interval` finds it."""
         return mean_interval([self.gains(measure)])
 
 
@@ -101,17 +101,17 @@ def evaluate(
     fetch_k: int = 50,
     show_progress: bool = True,
 ) -> Evaluation:
-    """Measure an embedder on a labelled set, and what a reranker gains.
+    """Measure an embedder on a labelled set, and the gain of a reranker.
 
-    Every query is asked by itself, as an application does, and its time taken. The measures are nDCG@10 (linear gain),
+    Every query is asked by itself, as an application does, and timed. The measures are nDCG@10 (linear gain),
     MRR@10, Recall@10 and, the most that reranking could reach, Recall@fetch_k.
 
     Args:
-        data: What `read_labelled_set` gives.
-        embedder: Searches; `on_truncate="ignore"` keeps it from warning of long documents.
-        reranker: Sorts what was found. None leaves it at that.
-        fetch_k: Passages to find and to rerank.
-        show_progress: Progress bars, where stderr is a terminal.
+        data: The set, as `read_labelled_set` returns it.
+        embedder: Finds the passages; `on_truncate="ignore"` keeps it from warning of long documents.
+        reranker: Sorts the passages found; None measures the search alone.
+        fetch_k: The number of passages to find and to rerank.
+        show_progress: Show progress bars, where stderr is a terminal.
 
     Raises:
         MissingExtraError: ir_measures is not installed.
@@ -121,7 +121,7 @@ def evaluate(
         raise ValueError(f"fetch_k must be {DEPTH} or more, which the measures look at, not {fetch_k}.")
     _require_ir_measures()
     if reranker is not None:
-        reranker.describe()  # one that cannot be had is refused before anything is computed
+        reranker.describe()  # one that cannot be used is refused before anything is computed
     measures = list(dict.fromkeys(["nDCG@10", "MRR@10", "Recall@10", f"Recall@{fetch_k}"]))
     found = retrieve(embedder, data, fetch_k, show_progress=show_progress)
     retrieved, reranked = Measured(found, per_query(data, found.scores, measures)), None
@@ -132,13 +132,13 @@ def evaluate(
 
 
 def retrieve(embedder: BgeEmbedder, data: LabelledSet, top: int = 50, *, show_progress: bool = False) -> Run:
-    """Find the nearest documents of every query by exact inner product, its own left out as in `per_query`.
+    """Find each query's nearest documents by exact inner product, without the one that has the query's id.
 
     Args:
         embedder: Embeds documents and queries.
         data: The set.
-        top: Documents a query; of equal ones the earlier comes first.
-        show_progress: Progress bars, where stderr is a terminal.
+        top: Documents for each query; of equal ones the earlier comes first.
+        show_progress: Show progress bars, where stderr is a terminal.
     """
     names, shown = list(data.documents), _shown(show_progress)
     vectors = embedder.encode_documents(data.documents.values(), show_progress=shown)
@@ -155,13 +155,13 @@ def retrieve(embedder: BgeEmbedder, data: LabelledSet, top: int = 50, *, show_pr
 def rescore(
     reranker: BgeReranker, data: LabelledSet, candidates: Mapping[str, Iterable[str]], *, show_progress: bool = False
 ) -> Run:
-    """Put documents in a reranker's order, the query's own left out as in `per_query`.
+    """Put documents in a reranker's order, without the one that has the query's id.
 
     Args:
-        reranker: Scores them.
+        reranker: Scores the documents.
         data: The set.
-        candidates: Of each query the ids of the documents to score; `Run.scores` will do.
-        show_progress: A progress bar, where stderr is a terminal.
+        candidates: For each query, the ids of the documents to score, such as `Run.scores`.
+        show_progress: Show a progress bar, where stderr is a terminal.
     """
     scores, seconds = {}, {}
     for query, ids in tqdm(candidates.items(), "rerank", unit="query", disable=not _shown(show_progress)):
@@ -178,11 +178,11 @@ def per_query(data: LabelledSet, scores: Scores, measures: Sequence[str]) -> dic
 
     Args:
         data: The set.
-        scores: Of each query the documents, best first: their order counts, so that ties stay as they are.
+        scores: For each query, the documents, best first: only their order counts, so that ties stay as they are.
         measures: Names that `ir_measures` knows, such as "nDCG@10".
 
     Returns:
-        Of each measure the values by query.
+        For each measure, the values by query.
 
     Raises:
         MissingExtraError: ir_measures is not installed.
@@ -204,11 +204,11 @@ def mean_interval(gains: Sequence[Sequence[float]], draws: int = DRAWS) -> tuple
     """Find the 95 % interval of a mean over queries by paired bootstrap; always the same for the same gains.
 
     Args:
-        gains: The gains of each query of a set; of several sets each weighs the same.
-        draws: How often to draw queries anew.
+        gains: For each set, the gains of its queries; every set weighs the same.
+        draws: How often queries are drawn anew.
 
     Returns:
-        Its lower and its upper end.
+        The interval's lower and upper end.
     """
     draw = np.random.default_rng(0)
     own = [np.asarray(of_set) for of_set in gains]

@@ -1,4 +1,4 @@
-"""A model as a folder: in ONNX, for Transformers.js and ONNX Runtime, or in int8, for this package on OpenVINO.
+"""Export of a model as a folder: ONNX for Transformers.js and ONNX Runtime, or int8 for this package on OpenVINO.
 
 Example:
     ```python

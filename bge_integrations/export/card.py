@@ -1,4 +1,4 @@
-"""The card of an exported folder, and what its numbers were measured to be beside the package."""
+"""The card of an exported folder, and the comparison of its graphs with the package that the card reports."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from bge_integrations.export.subject import QUERY, TEXTS, Subject
 
 
 def compare(subject: Subject, folder: Path, file: str) -> float:
-    """Runs one of the folder's graphs, on the folder's tokenizer, and compares it with `subject.expected`.
+    """Run one of the folder's graphs, with the folder's tokenizer, and compare it with `subject.expected`.
 
     Returns:
-        Of an embedder, the lowest cosine of a text; of a reranker, the largest difference of a score (0 to 1).
+        For an embedder, the lowest cosine of a text; for a reranker, the largest difference of a score (0 to 1).
     """
     given = _run(subject, folder, file)
     if subject.is_reranker:
@@ -24,7 +24,7 @@ def compare(subject: Subject, folder: Path, file: str) -> float:
 
 
 def _run(subject: Subject, folder: Path, file: str) -> NDArray[np.float32]:
-    """The graph's output for one padded batch: hidden states (n, tokens, width), or logits (n, 1)."""
+    """Return the graph's output for one padded batch: hidden states (n, tokens, width), or logits (n, 1)."""
     import onnxruntime  # type: ignore[import-untyped]
     from tokenizers import Tokenizer
 
@@ -52,13 +52,13 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def card(subject: Subject, folder_name: str, full: float, quantized: float) -> str:
-    """Returns README.md: where the model comes from, how near the export is, how it is used.
+    """Return the text of README.md: where the model comes from, how near the export is, how it is used.
 
     Args:
-        subject: What was exported.
-        folder_name: The name of the folder, by which the examples call it.
-        full: What `compare` says of the float32 file.
-        quantized: The same of the 8-bit file.
+        subject: The exported model.
+        folder_name: The name of the folder, as the examples write it.
+        full: The result of `compare` for the float32 file.
+        quantized: The result of `compare` for the 8-bit file.
     """
     values: dict[str, object] = {
         "front": _front(subject),
@@ -89,7 +89,7 @@ def card(subject: Subject, folder_name: str, full: float, quantized: float) -> s
 
 
 def _front(subject: Subject) -> str:
-    """The lines that the hub reads."""
+    """Return the lines of metadata that the hub reads."""
     facts = {
         "license": subject.license,
         "base_model": None if subject.is_local else subject.name,
@@ -100,7 +100,7 @@ def _front(subject: Subject) -> str:
 
 
 def _before(query: str, document: str) -> str:
-    """What is said of the instructions; backticks keep their spaces visible."""
+    """Return the card's sentence on the instructions; backticks keep their spaces visible."""
     sides = (("query", query), ("document", document))
     return "; ".join(
         f"before every {side} goes `{text}`" if text else f"{side}s go in as they are" for side, text in sides

@@ -1,4 +1,4 @@
-"""Writing the folder: graphs, tokenizer, config, what sentence-transformers reads, and a card with measured numbers."""
+"""Export to ONNX: a folder of graphs, tokenizer, config, sentence-transformers' files, and a card with measurements."""
 
 import json
 import time
@@ -21,15 +21,15 @@ FULL, QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written, and how near it is to what the package computes.
+    """The files that an export wrote, and how near their outputs are to the package's own.
 
     Attributes:
         folder: The folder, absolute.
         kind: "embedder" or "reranker".
         sizes: File -> bytes of the graph, its weights included.
-        agreement: File -> of an embedder, the lowest cosine of a text; of a reranker, the largest difference of a
+        agreement: File -> for an embedder, the lowest cosine of a text; for a reranker, the largest difference of a
             score (0 to 1).
-        seconds: How long it took.
+        seconds: How long the export took.
     """
 
     folder: Path
@@ -49,9 +49,9 @@ def export_onnx(
     token: str | None = None,
     local_files_only: bool = False,
 ) -> ExportReport:
-    """Writes a model as a folder that Transformers.js and ONNX Runtime take as it is.
+    """Write a model as a folder that Transformers.js and ONNX Runtime take as it is.
 
-    The folder appears when everything in it has been written, run and compared with the package's own output.
+    The folder appears once everything in it has been written, run and compared with the package's own output.
 
     Args:
         model: A catalogue id, a hub id, or a folder.
@@ -91,7 +91,7 @@ def export_onnx(
 
 
 def free(folder: Path) -> Path:
-    """The folder's absolute path; raises `ValueError` if something is in it."""
+    """Return the folder's absolute path; raise `ValueError` if it is a file or holds something."""
     folder = folder.expanduser().resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and is not an empty folder. Name a new one, or delete it first.")
@@ -107,7 +107,7 @@ def _require(*modules: str) -> None:
 
 
 def _write_whole(subject: Subject, target: Path) -> tuple[dict[str, int], dict[str, float]]:
-    """Writes beside `target` and renames at the end; gives the report's sizes and agreement."""
+    """Write the folder beside `target` and rename it at the end; return the report's sizes and agreement."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         made = Path(work) / target.name
@@ -120,7 +120,7 @@ def _write_whole(subject: Subject, target: Path) -> tuple[dict[str, int], dict[s
 
 
 def _write(subject: Subject, folder: Path) -> dict[str, float]:
-    """Writes the whole folder; gives what `compare` says of its two graphs."""
+    """Write the whole folder; return the result of `compare` for each of its two graphs."""
     (folder / "onnx").mkdir(parents=True)
     inputs = _write_tokenizer(subject, folder)
     config = write_graph(subject, inputs, folder / FULL)
@@ -141,7 +141,7 @@ def _write(subject: Subject, folder: Path) -> dict[str, float]:
 
 
 def _write_tokenizer(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Writes the tokenizer as the package uses it; gives an example of the graph's inputs."""
+    """Write the tokenizer as the package uses it; return an example of the graph's inputs."""
     from tokenizers.normalizers import Lowercase, Sequence
     from transformers import AutoTokenizer
 
@@ -162,7 +162,7 @@ def _write_tokenizer(subject: Subject, folder: Path) -> dict[str, Any]:
 
 
 def _write_modules(subject: Subject, folder: Path) -> None:
-    """Writes what sentence-transformers reads: pooling, normalisation, length, instructions."""
+    """Write the files that sentence-transformers reads: pooling, normalisation, length, instructions."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     used = kinds if subject.facts["normalize"] else kinds[:2]
     modules = [

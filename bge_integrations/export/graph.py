@@ -1,4 +1,4 @@
-"""The model as an ONNX graph, and that graph in 8-bit weights."""
+"""Writing of a model as an ONNX graph, and of that graph with 8-bit weights."""
 
 import logging
 import warnings
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from bge_integrations.export.subject import Subject
 
 LARGEST_FILE = 1_900_000_000
-"""Bytes of weights that go into the .onnx file itself, whose format ends at 2 GB."""
+"""At most this many bytes of weights go into the .onnx file itself, whose format ends at 2 GB."""
 
 
 def write_graph(subject: Subject, inputs: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Writes the float32 graph, with free batch and sequence axes; weights beyond 2 GB beside it, in `<file>_data`.
+    """Write the float32 graph, with free batch and sequence axes; weights too large for it go into `<file>_data`.
 
     Args:
-        subject: What to export.
+        subject: The model to export.
         inputs: Name -> tensor (batch, sequence): an example, in the order that the graph's inputs shall have.
         file: Where to write.
 
     Returns:
-        What config.json shall hold.
+        The content of config.json.
     """
     import onnx_ir
     import torch
@@ -46,7 +46,7 @@ def write_graph(subject: Subject, inputs: dict[str, Any], file: Path) -> dict[st
             dynamo=True,
             verbose=False,
         )
-    ClearMetadataAndDocStringPass()(program.model)  # it names local paths
+    ClearMetadataAndDocStringPass()(program.model)  # the metadata name local paths
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     onnx_ir.save(program.model, file, external_data=f"{file.name}_data" if size > LARGEST_FILE else None)
     config: dict[str, Any] = model.config.to_dict()
@@ -55,7 +55,7 @@ def write_graph(subject: Subject, inputs: dict[str, Any], file: Path) -> dict[st
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what transformers and torch's exporter have to say of themselves off stderr."""
+    """Keep the messages of transformers and torch's exporter off stderr while the context is open."""
     from transformers.utils import logging as transformers_logging
 
     exporter = logging.getLogger("torch.onnx")
@@ -79,18 +79,18 @@ if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 _BLOCK = 16
-"""Weights that share a scale: the smallest block that ONNX Runtime takes, and the most exact."""
+"""This many weights share a scale: it is the smallest block that ONNX Runtime takes, and the most exact."""
 _INT8_ACTIVATIONS = 4
-"""ONNX Runtime's name for it: where it has the code, it computes in int8, else in float32."""
+"""ONNX Runtime's accuracy level for int8: it computes in int8 where it has the code for that, else in float32."""
 
 
 def write_quantized(file: Path, target: Path) -> None:
-    """Writes a float32 graph's copy whose matrices and embeddings hold 8 bits a weight.
+    """Write a copy of a float32 graph whose matrices and embeddings hold 8 bits per weight.
 
-    Matrices have a scale a block of weights (ONNX Runtime's operator MatMulNBits), embeddings a scale a row. Its
-    `quantize_dynamic`, with one scale for the activations of a whole batch, takes the package's own embedder under a
-    cosine of 0.99, and makes a vector depend on the texts beside it; its quantizer of blocks sets up logging for the
-    whole process when it is imported.
+    Matrices have one scale per block of weights (ONNX Runtime's operator MatMulNBits), embeddings one per row. ONNX
+    Runtime's own tools are not used: `quantize_dynamic`, with one scale for the activations of a whole batch, takes the
+    package's own embedder under a cosine of 0.99 and makes a vector depend on the texts beside it; the quantizer of
+    blocks sets up logging for the whole process when it is imported.
     """
     import onnx
 
@@ -122,7 +122,7 @@ def write_quantized(file: Path, target: Path) -> None:
 
 
 def _matmul(node: "NodeProto", tensor: "TensorProto") -> tuple[list["NodeProto"], list["TensorProto"]]:
-    """The product with a matrix (inner, outer) in blocks along its inner axis."""
+    """Return a node, with its tensors, for the product with a matrix (inner, outer) in blocks along its inner axis."""
     from onnx import helper, numpy_helper
 
     inner, outer = tensor.dims
@@ -145,7 +145,7 @@ def _matmul(node: "NodeProto", tensor: "TensorProto") -> tuple[list["NodeProto"]
 
 
 def _lookup(node: "NodeProto", tensor: "TensorProto") -> tuple[list["NodeProto"], list["TensorProto"]]:
-    """The rows of a table of embeddings."""
+    """Return nodes, with their tensors, that look up rows of a table of embeddings."""
     from onnx import TensorProto, helper, numpy_helper
 
     quantized, scales = _quantized(numpy_helper.to_array(tensor))
@@ -161,6 +161,6 @@ def _lookup(node: "NodeProto", tensor: "TensorProto") -> tuple[list["NodeProto"]
 
 
 def _quantized(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Whole numbers from -127 to 127, and their scales (..., 1) along the last axis."""
+    """Return the weights as whole numbers from -127 to 127, and their scales (..., 1) along the last axis."""
     scales = np.maximum(np.abs(weights).max(axis=-1, keepdims=True) / 127, np.finfo(np.float32).tiny)
     return np.rint(weights / scales), scales

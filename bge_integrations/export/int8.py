@@ -1,4 +1,4 @@
-"""An encoder in int8 for OpenVINO, as a folder that is a model of its own."""
+"""Quantization of an encoder to int8 for OpenVINO, into a folder that is a model of its own."""
 
 import hashlib
 import json
@@ -33,15 +33,15 @@ _COMPARED = 32
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """What was written, and how near it is to the model it was made from.
+    """The folder that was written, and how near it is to the model it was made from.
 
     Attributes:
         folder: The folder, absolute.
         kind: "embedder" or "reranker".
         size: Bytes of the graph and its weights.
-        agreement: On some of the texts: of an embedder, the lowest cosine of a vector; of a reranker, the largest
+        agreement: On some of the texts: for an embedder, the lowest cosine of a vector; for a reranker, the largest
             difference of a score (0 to 1).
-        seconds: How long it took.
+        seconds: How long the quantization took.
     """
 
     folder: Path
@@ -62,9 +62,9 @@ def quantize_openvino(
     token: str | None = None,
     local_files_only: bool = False,
 ) -> QuantizeReport:
-    """Writes a model in int8, calibrated on the caller's own texts, as a folder that the package runs by its path.
+    """Write a model in int8, calibrated on the caller's own texts, as a folder that the package runs by its path.
 
-    The folder has a fingerprint of its own. It appears when everything in it has been written and run.
+    The folder has a fingerprint of its own. It appears once everything in it has been written and run.
 
     Args:
         model: A catalogue id, a hub id, or a folder.
@@ -102,7 +102,7 @@ def quantize_openvino(
 
 
 def _find(source: ModelSource) -> tuple[ModelSource, Resolved]:
-    """The source with the kind that the model's files show, and what it leads to."""
+    """Return the source, with the kind that the model's files show, and the resolved model."""
     check_name(source.model)
     located = locate(source)
     if read_folder(located.path, located.base).is_reranker:
@@ -116,7 +116,7 @@ def _find(source: ModelSource) -> tuple[ModelSource, Resolved]:
 
 
 def _write(resolved: Resolved, texts: Sequence[str], target: Path) -> None:
-    """Everything but the weights as it is, the graph, and how it was made."""
+    """Copy configuration and tokenizer, and write the graph and a record of how it was made."""
     folder = resolved.folder
     for source in _files(folder):
         copy = target / source.relative_to(folder.root)
@@ -138,14 +138,14 @@ def _write(resolved: Resolved, texts: Sequence[str], target: Path) -> None:
 
 
 def _files(folder: Folder) -> list[Path]:
-    """Configuration and tokenizer of every part of the pipeline."""
+    """Return the files of configuration and tokenizer of every part of the pipeline."""
     folders = {folder.root, folder.path, *(folder.root / module.name for module in folder.modules)}
     files = [file for parent in folders for file in parent.iterdir()]
     return [f for f in files if f.is_file() and f.suffix in _COPIED and not f.name.endswith(".index.json")]
 
 
 def _agreement(source: ModelSource, made: Path, texts: list[str]) -> float:
-    cache = ModelCache()  # of its own, so that both models leave when they have been compared
+    cache = ModelCache()  # its own cache frees both models after the comparison
     shared: dict[str, Any] = {"cache": cache, "device": "cpu", "on_truncate": "ignore"}
     exact: dict[str, Any] = {
         "like": source.like, "revision": source.revision, "cache_folder": source.cache_folder, "token": source.token,

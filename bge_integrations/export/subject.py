@@ -1,4 +1,4 @@
-"""What is exported: found as the rest of the package finds models, and refused where ONNX cannot hold it."""
+"""The model to export: it is found as the rest of the package finds models, and refused if it can't be exported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ TEXTS = (
     "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen inside the green leaves of plants. "
     * 6,
 )
-"""What every export is compared on: one word to some hundred tokens, prose, code, numbers, other scripts."""
+"""Every export is compared on these texts: one word to some hundred tokens, prose, code, numbers, other scripts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,8 @@ class Subject:
         is_local: Whether it is a local folder.
         license: Its licence; None where it is not known.
         folder: Its files.
-        facts: What `describe()` says of it.
-        expected: What the package itself gives: vectors (texts, dim) of `TEXTS`, or logits (texts,) of `QUERY` with
-            each.
+        facts: The settings that `describe()` returns for it.
+        expected: The package's own output: vectors (texts, dim) of `TEXTS`, or logits (texts,) of `QUERY` with each.
     """
 
     name: str
@@ -67,48 +66,48 @@ class Subject:
 
     @property
     def is_reranker(self) -> bool:
-        """Whether it scores pairs."""
+        """Whether the model scores pairs."""
         return self.folder.is_reranker
 
     @property
     def kind(self) -> Kind:
-        """Which of the two it is."""
+        """The kind of the model: "embedder" or "reranker"."""
         return "reranker" if self.is_reranker else "embedder"
 
     @property
     def output(self) -> str:
-        """The name of what the graph gives."""
+        """The name of the graph's output."""
         return "logits" if self.is_reranker else "last_hidden_state"
 
     @property
     def max_length(self) -> int:
-        """Tokens at which the package cuts a text, or a pair."""
+        """The number of tokens at which the package cuts a text, or a pair."""
         return int(str(self.facts["max_length"]))
 
     @property
     def pad_token_id(self) -> int:
-        """What fills short texts of a batch."""
+        """The id of the token that pads short texts of a batch."""
         return int(self.folder.config.get("pad_token_id") or 0)
 
     @property
     def instructions(self) -> tuple[str, str]:
-        """Text before every query and before every document of an embedder."""
+        """The text before every query and the text before every document of an embedder."""
         query, document = (str(self.facts[side]).removesuffix("{text}") for side in ("query", "document"))
         return query, document
 
     @property
     def sent(self) -> list[str] | list[tuple[str, str]]:
-        """What the model was sent for `expected`."""
+        """The texts or pairs, instructions included, for which the model gave `expected`."""
         if self.is_reranker:
             return [(QUERY, text) for text in TEXTS]
         return [self.instructions[1] + text for text in TEXTS]
 
 
 def find_subject(source: ModelSource) -> Subject:
-    """Finds the model and computes what its export is compared with, on the CPU in float32.
+    """Find the model and compute the output that its export is compared with, on the CPU in float32.
 
     Args:
-        source: What the caller named; its `kind` is not read.
+        source: The model that the caller named; its `kind` is not read.
 
     Raises:
         UnknownModelError, MissingWeightsError: As an embedder or a reranker would.
@@ -159,7 +158,7 @@ def _placed(source: ModelSource) -> dict[str, Any]:
         "revision": source.revision,
         "device": "cpu",
         "dtype": "float32",
-        "cache": ModelCache(),  # of its own, so that the weights leave when the comparison is there
+        "cache": ModelCache(),  # its own cache frees the weights after the comparison
         "cache_folder": source.cache_folder,
         "token": source.token,
         "local_files_only": source.local_files_only,

@@ -1,1 +1,1 @@
-"""Token ids in, numbers out: tokenizing, batching, the queue and the backends."""
+"""Inference, from texts to numbers: tokenizing, batching, the queue and the backends."""

@@ -1,4 +1,4 @@
-"""What goes through an engine: texts become encodings, encodings share batches, and rows come back to their call."""
+"""The data that an engine handles: texts become encodings, encodings share batches, and rows return to their call."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -15,7 +15,7 @@ from bge_integrations.process import answer
 
 IntArray = NDArray[np.int64]
 Rows = NDArray[Any]
-"""One row a text: float32 (n, width), or objects (n, outputs) where the outputs of texts differ in length."""
+"""One row for each text: float32 (n, width), or objects (n, outputs) where the outputs of texts differ in length."""
 
 WINDOW_TEXTS = 128
 WINDOW_CHARACTERS = 1 << 18
@@ -30,7 +30,7 @@ class Encoding:
     Attributes:
         ids: Token ids, int64 (length,).
         types: Token type ids, int64 (length,), or None where the model takes none.
-        full_length: Tokens before cutting; larger than `len(ids)` if the text was cut.
+        full_length: Number of tokens before cutting; it is larger than `len(ids)` if the text was cut.
     """
 
     ids: IntArray
@@ -43,7 +43,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Texts of one forward, end to end, without padding.
+    """The texts of one forward, end to end and without padding.
 
     Attributes:
         ids: Token ids of all texts, int64 (tokens,).
@@ -71,7 +71,7 @@ class TokenBatch:
 
     @property
     def lengths(self) -> IntArray:
-        """Tokens of each text, int64 (texts,)."""
+        """The number of tokens of each text, int64 (texts,)."""
         return np.diff(self.cu_seqlens)
 
     @property
@@ -79,7 +79,7 @@ class TokenBatch:
         return int(np.diff(self.cu_seqlens).max())
 
     def padded(self, pad_id: int, width: int | None = None) -> tuple[IntArray, IntArray, IntArray | None]:
-        """Right-padded `(ids, attention_mask, types)`, each int64 (texts, width); None takes max_seqlen."""
+        """Return right-padded `(ids, attention_mask, types)`, each int64 (texts, width); None takes `max_seqlen`."""
         mask = np.arange(width or self.max_seqlen) < self.lengths[:, None]
         ids = np.full(mask.shape, pad_id, dtype=np.int64)
         ids[mask] = self.ids
@@ -92,7 +92,7 @@ class TokenBatch:
 
 @dataclass(slots=True)
 class BatchSize:
-    """Grows text by text and knows what a forward over them costs.
+    """The number of tokens that a forward computes, as texts are added to it one by one.
 
     A padded forward costs its longest text times the number of texts, a packed one the sum of the lengths.
 
@@ -107,7 +107,7 @@ class BatchSize:
     _longest: int = 0
 
     def add(self, length: int, budget: int | None = None) -> bool:
-        """Adds one text, unless it would take the forward over `budget`; the first text always fits.
+        """Add one text, unless it would take the forward over `budget`; the first text always fits.
 
         Returns:
             Whether it was added.
@@ -122,13 +122,13 @@ class BatchSize:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model can take of a text.
+    """The limits of the texts or pairs of one call.
 
     Attributes:
         what: "text" or "pair", for messages.
-        max_length: Most tokens before cutting; None lets longer ones be cut.
+        max_length: The most tokens; a longer text is refused. None lets longer ones be cut.
         vocabulary: Rows of the model's table of token embeddings; None for no limit.
-        name: Says how the tokenizer writes a token.
+        name: Returns how the tokenizer writes a token id.
     """
 
     what: str
@@ -137,9 +137,9 @@ class Limits:
     name: Callable[[int], str]
 
     def check(self, index: int, encoding: Encoding) -> None:
-        """Refuses a text that is too long, and one with a token without an embedding.
+        """Refuse a text that is too long, or that has a token without an embedding.
 
-        A batch with such a token would fail as a whole, or give whatever is there.
+        A batch with such a token would fail as a whole, or give arbitrary numbers.
         """
         if self.max_length is not None and len(encoding.ids) < encoding.full_length:
             raise InputTooLongError(
@@ -165,7 +165,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a call's future gives: rows in the order of the texts, the texts that were cut, and the tokens computed."""
+    """The output of a call: rows in the order of the texts, the texts that were cut, and the number of its tokens."""
 
     rows: Rows
     cuts: tuple[Cut, ...]
@@ -177,7 +177,7 @@ class Item:
     """One text of one call, ready for the device.
 
     Attributes:
-        length: Its tokens.
+        length: Its number of tokens.
     """
 
     call: "Call"
@@ -187,7 +187,7 @@ class Item:
 
     @property
     def position(self) -> int:
-        """Index of the text in what the caller gave."""
+        """The index of the text in the caller's list."""
         return self.call.first + self.index
 
 
@@ -198,18 +198,18 @@ class Call:
     Long calls are tokenized in windows, so that a bulk job neither holds its tokens in memory nor keeps others waiting.
 
     Attributes:
-        texts: What is to be computed; read, never changed.
+        texts: The texts or pairs to compute; they are never changed.
         encode: Tokenizes a window of `texts`.
         check: Refuses an encoding by raising, with the index of its text.
         head: What to keep of the hidden states.
         max_batch_tokens: Most tokens of a forward that this call takes part in.
-        first: Index of the first text in what the caller gave, where that is more than this call; for messages.
-        patient: Where too many calls wait, it waits for admission instead of being refused.
-        future: Of its output.
-        release: Called with the future, right before that is answered.
-        served: Tokens that have been computed for it.
-        last_turn: The queue's step that computed some of it last.
-        alone: It shares no batch, as one that it shared has failed.
+        first: Index of the first text in the caller's list, which may be more than this call; for messages.
+        patient: Whether it waits for admission, instead of being refused, when too many calls wait.
+        future: The future of its output.
+        release: Called with the future, right before the future is answered.
+        served: Number of its tokens that batches have taken.
+        last_turn: Number of the queue's last step that took some of it.
+        alone: Whether it shares no batch, because a batch that it shared has failed.
     """
 
     texts: Sequence[Any]
@@ -233,14 +233,14 @@ class Call:
     _tokens: int = 0
 
     def refill(self, tokens: int) -> None:
-        """Tokenizes window after window until `tokens` wait, or all texts are tokenized."""
+        """Tokenize window after window until `tokens` tokens wait, or all texts are tokenized."""
         while self._waiting_tokens < tokens and self._tokenized < len(self.texts):
             self._tokenize_window()
 
     def take(self, size: BatchSize, budget: int) -> list[Item]:
-        """Hands over the longest texts that wait, as long as a forward with them stays within `budget`.
+        """Hand over the longest texts that wait, as long as a forward with them stays within `budget`.
 
-        The longest first: neighbours in length share a batch, and what can't fit shows early.
+        The longest come first, so that texts of similar length share a batch and a text that can't fit fails early.
         """
         taken: list[Item] = []
         while self._waiting and size.add(self._waiting[-1].length, budget):
@@ -250,18 +250,18 @@ class Call:
         return taken
 
     def put_back(self, items: Sequence[Item]) -> None:
-        """Returns items that were taken but not computed."""
+        """Put back items that were taken but not computed."""
         self._waiting.extend(items)
         self._waiting_tokens += sum(item.length for item in items)
         self._waiting.sort(key=_length)
 
     def deliver(self, items: Sequence[Item], positions: Sequence[int], rows: Rows) -> None:
-        """Takes its rows of a finished batch; the last ones complete the future.
+        """Store this call's rows of a finished batch; the last ones complete the future.
 
         Args:
-            items: The batch.
+            items: The items of the batch.
             positions: Which of the items are this call's.
-            rows: One for each of the items.
+            rows: One row for each of the items.
         """
         if self._rows is None:
             self._rows = np.empty((len(self.texts), rows.shape[1]), dtype=rows.dtype)
@@ -301,7 +301,7 @@ class Call:
 
 
 def by_call(items: Sequence[Item]) -> dict[Call, list[int]]:
-    """Positions in `items` of each call's texts."""
+    """Return, for each call, the positions of its texts in `items`."""
     positions: dict[Call, list[int]] = {}
     for position, item in enumerate(items):
         positions.setdefault(item.call, []).append(position)
@@ -309,7 +309,7 @@ def by_call(items: Sequence[Item]) -> dict[Call, list[int]]:
 
 
 def not_finite(rows: Rows) -> list[int]:
-    """The rows that hold NaN or infinity."""
+    """Return the indices of the rows that hold NaN or infinity."""
     if rows.dtype != object:
         return [int(i) for i in np.flatnonzero(~np.isfinite(rows).all(axis=1))]
     numbers = ([getattr(output, "values", output) for output in row] for row in rows)
@@ -317,7 +317,7 @@ def not_finite(rows: Rows) -> list[int]:
 
 
 def _refuse_surrogates(texts: Sequence[Any], start: int) -> None:
-    """Says which text is not valid Unicode, once the tokenizer has refused its window."""
+    """Raise `ValueError` for the first text that is not valid Unicode, after the tokenizer has refused its window."""
     for index, text in enumerate(texts, start):
         try:
             "".join(text).encode()

@@ -1,8 +1,8 @@
-"""One loaded model: texts or pairs and a plan in, a future out, and a worker thread that makes batches of them.
+"""The engine of one loaded model: a call gives texts and a plan, gets a future, and a worker thread runs batches.
 
-When the device is free the worker takes what waits, up to the token budget, and runs it: no timer, so a lone request
-waits for nobody, and load makes batches grow by themselves. Calls take turns by batch, so a live query never waits for
-a bulk job to end.
+When the device is free the worker takes the waiting texts, up to the token budget, and runs them. There is no timer: a
+lone request runs at once, and under load batches grow by themselves. Calls take turns by batch, so a live query never
+waits for a bulk job to end.
 """
 
 import logging
@@ -39,16 +39,16 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_CALLS = 10_000
 LOOKAHEAD = 8
-"""Batches' worth of tokens that a call keeps tokenized: enough to sort by length, little enough to hold."""
+"""A call keeps this many batches' worth of tokens tokenized: enough to sort by length, few enough for memory."""
 CLEAN_BATCHES = 16
-"""Batches without an out-of-memory after which the budget that one had halved is doubled again."""
+"""After this many batches without an out-of-memory error, a budget that such an error halved is doubled again."""
 
 _Batch = tuple[list[Item], Launched]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine has done so far."""
+    """The calls that wait in an engine or run, and its batches, tokens and cut texts so far."""
 
     queue_depth: int
     batches: int
@@ -57,14 +57,14 @@ class EngineStats:
 
 
 class Engine:
-    """Tokenizer, backend and queue of one loaded model.
+    """The tokenizer, backend and queue of one loaded model.
 
     Args:
         tokenizer: The model's tokenizer.
         backend: The model's weights on a device.
         device: The device's name; forwards on one device take turns.
-        max_batch_tokens: Tokens of a forward where a call names no limit.
-        max_waiting: Calls that may wait.
+        max_batch_tokens: Most tokens of a forward where a call names no limit.
+        max_waiting: Most calls that may wait.
     """
 
     def __init__(
@@ -94,22 +94,22 @@ class Engine:
         future: "Future[Output] | None" = None,
         release: Callable[[Future[Output]], object] = lambda _: None,
     ) -> "Future[Output]":
-        """Queues texts or pairs.
+        """Queue texts or pairs.
 
         Args:
             items: Texts for a `TextPlan`, pairs for a `PairPlan`; at least one.
-            plan: What becomes of them.
+            plan: How they are tokenized, and what is kept of the forward.
             max_batch_tokens: Most tokens of a forward that computes some of them; None takes the engine's.
             refuse_long: Refuse an item over the plan's limit instead of cutting it.
-            first: What messages call the first item.
-            patient: Where too many calls wait, wait for admission instead of being refused.
-            future: What to give the output or an error; None makes a future.
-            release: Called with the future, right before that is answered.
+            first: The index by which messages name the first item.
+            patient: Wait for admission, instead of being refused, when too many calls wait.
+            future: The future that receives the output or an error; None makes one.
+            release: Called with the future, right before the future is answered.
 
         Returns:
-            A future of the rows that the plan's head describes, and of the items that were cut. It fails with a
-            ValueError for an item with a token that the model has no embedding of, and with `InputTooLongError` for one
-            that is refused; other calls that share its batches do not.
+            A future of the rows that the plan's head describes and of the items that were cut. It fails with a
+            ValueError for an item with a token that has no embedding in the model, and with `InputTooLongError` for an
+            item that is refused; other calls that share its batches do not fail.
 
         Raises:
             ValueError: There are no items, or the plan leaves them no room.
@@ -136,23 +136,23 @@ class Engine:
         return EngineStats(queue.depth, queue.batches, queue.tokens, queue.truncated)
 
     def close(self) -> None:
-        """Ends the worker after its running batch; calls that wait get `ClosedError`."""
+        """End the worker after its running batch; calls that wait get `ClosedError`."""
         self.queue.close()
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits for a closed engine's worker, then frees the weights."""
+        """Wait for a closed engine's worker to end, then free the weights."""
         self.queue.join(timeout)
         self.backend.close()
 
 
 class Queue:
-    """Runs calls on one backend.
+    """The queue of one backend's calls, with the thread that runs them in batches.
 
     Args:
-        backend: Where batches run.
+        backend: The backend that runs the batches.
         device: The device's lock; a forward holds it.
-        max_waiting: Calls among which batches are made. One more raises `OverloadedError`, or waits for its turn to be
-            one of them, as the call says.
+        max_waiting: Most calls from which batches are made. A further call raises `OverloadedError`, or, if it is
+            `patient`, waits until it is admitted.
     """
 
     def __init__(self, backend: Backend, device: DeviceLock, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
@@ -161,7 +161,7 @@ class Queue:
         self._max_waiting = max_waiting
         self._condition = threading.Condition()
         self._calls: list[Call] = []
-        self._outside: OrderedDict[Future[Output], Call] = OrderedDict()  # they wait to be among the calls
+        self._outside: OrderedDict[Future[Output], Call] = OrderedDict()  # patient calls that wait for admission
         self._closed = False
         self._worker: threading.Thread | None = None
         self._launched: _Batch | None = None
@@ -172,19 +172,19 @@ class Queue:
 
     @property
     def depth(self) -> int:
-        """Calls that wait or run."""
+        """The number of calls that wait or run."""
         return len(self._calls) + len(self._outside)
 
     @property
     def worker(self) -> threading.Thread | None:
-        """The thread that computes, once a call has come."""
+        """The thread that computes; None before the first call."""
         return self._worker
 
     def submit(self, call: Call) -> None:
-        """Adds a call; its future tells the rest. Never blocks.
+        """Add a call without blocking; its future receives the output or an error.
 
         Raises:
-            OverloadedError: Too many calls wait, and the call does not queue for admission.
+            OverloadedError: Too many calls wait, and the call is not `patient`.
             ClosedError: The queue is closed, or no thread can be started for it.
         """
         with self._condition:
@@ -220,13 +220,13 @@ class Queue:
             self._outside.pop(cancelled, None)
 
     def close(self) -> None:
-        """Ends the worker after its running batch; calls that still wait get `ClosedError`."""
+        """End the worker after its running batch; calls that still wait get `ClosedError`."""
         with self._condition:
             self._closed = True
             self._condition.notify()
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits for the worker to end."""
+        """Wait for the worker to end."""
         worker = self._worker
         if worker is not None and worker is not threading.current_thread():
             worker.join(timeout)
@@ -244,9 +244,9 @@ class Queue:
                 call.fail(ClosedError("The model was closed while the call waited."))
 
     def _step(self) -> bool:
-        """Runs one batch; False when the queue is closed.
+        """Run one batch; return False when the queue is closed and nothing is left to collect.
 
-        While a device goes on by itself with one, the next is tokenized and launched, and only then waited for the one.
+        While the device computes one batch, the next is tokenized and launched; only then is the first one collected.
         """
         calls = self._next_calls()
         before, self._launched = self._launched, None
@@ -258,10 +258,10 @@ class Queue:
         return bool(calls or before)
 
     def _next_calls(self) -> list[Call]:
-        """Waits for calls, unless a batch is under way; none when the queue is closed."""
+        """Wait for calls, unless the device is computing a batch; return none when the queue is closed."""
         with self._condition:
             while True:
-                # This may let go of the last user of the model, and so close the queue from within.
+                # Dropping a call may release the last user of the model, and so close this queue from within.
                 self._calls[:] = [call for call in self._calls if not call.future.done()]
                 while self._outside and len(self._calls) < self._max_waiting:
                     self._admit(self._outside.popitem(last=False)[1])
@@ -272,7 +272,7 @@ class Queue:
                 self._condition.wait()
 
     def _in_turn(self, calls: list[Call]) -> list[Call]:
-        """Least served first, and of those the shortest, so a fresh query passes every bulk job.
+        """Sort calls, the least served and then the shortest first, so that a fresh query passes every bulk job.
 
         Every other batch begins with the call that waited longest, so fresh queries can't starve a bulk job.
         """
@@ -286,14 +286,14 @@ class Queue:
         return calls
 
     def _assemble(self, calls: Sequence[Call]) -> list[Item]:
-        """Takes texts, call after call, until the budget is full; a call that can't be tokenized fails alone."""
+        """Take texts, call after call, until the budget is full; a call that can't be tokenized fails alone."""
         size, items, limit = BatchSize(self._backend.padded), list[Item](), self._budget or sys.maxsize
         for call in calls:
             if items and (call.alone or items[0].call.alone or call.head != items[0].call.head):
                 continue
             try:
                 call.refill(LOOKAHEAD * call.max_batch_tokens)
-            except BaseException as error:  # a panic in the tokenizer is no Exception
+            except BaseException as error:  # a panic in the tokenizer is not an Exception
                 call.fail(error)
                 continue
             shared = min(limit, call.max_batch_tokens)
@@ -306,13 +306,13 @@ class Queue:
         return items
 
     def _launch(self, items: list[Item]) -> _Batch | None:
-        """Computes a batch, or has the device do it; what is still to be collected."""
+        """Run a batch; return it if its rows are still to be collected from the device, else None."""
         try:
             rows = self._forward(items)
             if isinstance(rows, Launched):
                 return items, rows
             self._deliver(items, rows)
-        except BaseException as error:  # whatever it is, the worker lives on
+        except BaseException as error:  # the worker survives every error
             self._blame(items, error)
         return None
 
@@ -330,13 +330,13 @@ class Queue:
             call.alone = False
             try:
                 call.deliver(items, positions, rows)
-            except BaseException as error:  # such as no memory for its rows; the others have theirs
+            except BaseException as error:  # no memory for its rows, for example; other calls get theirs
                 call.fail(error)
 
     def _blame(self, items: Sequence[Item], error: BaseException) -> None:
-        """Gives an error to the call it came from: those that shared the batch run once more, each alone.
+        """Fail the call that an error came from: calls that shared the batch run once more, each alone.
 
-        After an out-of-memory the same texts run again in smaller batches.
+        After an out-of-memory error the same texts run again in smaller batches.
         """
         if isinstance(error, DeviceMemoryError):
             self._halve(items, error)
@@ -357,7 +357,7 @@ class Queue:
             return self._backend.run(batch, items[0].call.head, exact=exact)
 
     def _finite(self, items: Sequence[Item], rows: Rows) -> Rows:
-        """Recomputes rows with NaN or infinity in float32; a call whose row stays so fails, the others go on."""
+        """Compute rows with NaN or infinity again in float32; only a call with a row that stays so fails."""
         if not (bad := not_finite(rows)):
             return rows
         logger.warning("%d of %d rows were not finite; computing them again in float32", len(bad), len(rows))
@@ -369,7 +369,7 @@ class Queue:
         return rows
 
     def _halve(self, items: Sequence[Item], error: DeviceMemoryError) -> None:
-        """After an out-of-memory: half the tokens from now on, and the same texts again."""
+        """Halve the token budget after an out-of-memory error and queue the same texts again; a lone text fails."""
         if len(items) == 1:
             (item,) = items
             failure = InputTooLongError(

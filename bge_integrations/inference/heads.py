@@ -1,4 +1,4 @@
-"""What is kept of the hidden states: calls with equal heads share a batch."""
+"""Heads, which say what is kept of the hidden states; calls with equal heads share a batch."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from bge_integrations.types import Pooling
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """One vector a text.
+    """One vector for each text.
 
     Attributes:
         pooling: How token vectors become one vector; a sentence-transformers pipeline uses its own.
@@ -26,10 +26,10 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class M3:
-    """Outputs of bge-m3, of different lengths: a row holds one object an output.
+    """The outputs of bge-m3, which differ in length: a row holds one object for each output.
 
     Attributes:
-        outputs: Those wanted of "dense", "sparse" and "colbert"; also the order of the columns.
+        outputs: The outputs wanted, out of "dense", "sparse" and "colbert", in the order of the columns.
         dense: How the dense vector is made; its `normalize` holds for the token vectors too.
     """
 
@@ -39,24 +39,24 @@ class M3:
 
 @dataclass(frozen=True, slots=True)
 class Logit:
-    """The cross-encoder's single raw output, one number a pair."""
+    """The cross-encoder's single raw output, one number for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogit:
-    """A language model's logit of one token, right after the last one; one number a pair."""
+    """A language model's logit for one token as the next one after the text, one number for each pair."""
 
     token: int
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Logits of a layerwise reranker, one number a pair and layer.
+    """The logits of a layerwise reranker, one number for each pair and layer.
 
     Attributes:
-        cutoffs: After how many layers, ascending; nothing after the last is computed.
-        compress_layers: Before which layers the passage's tokens are averaged in groups.
-        compress_ratio: Tokens a group; 1 leaves all as they are.
+        cutoffs: The layers after which to score, ascending; nothing after the last is computed.
+        compress_layers: The layers before which the passage's tokens are averaged in groups.
+        compress_ratio: Tokens of a group; 1 averages nothing.
     """
 
     cutoffs: tuple[int, ...]

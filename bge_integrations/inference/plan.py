@@ -1,4 +1,4 @@
-"""How one model computes the calls of one kind, as data: what the tokenizer does to each text, and what is kept."""
+"""Plans, as data: what the tokenizer does to each text of one kind of call, and what is kept of the forward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ YES = "Yes"
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A plan together with a model's tokenizer.
+    """A plan that is bound to a model's tokenizer.
 
     Attributes:
         encode: Tokenizes texts or pairs.
@@ -28,16 +28,16 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPlan:
-    """How texts of one side become vectors.
+    """A plan that turns texts of one side, queries or documents, into vectors.
 
     Attributes:
-        head: What is kept of a forward; its dense vector's `prompt_length` is found when the plan is bound.
+        head: What to keep of a forward; its dense vector's `prompt_length` is set when the plan is bound.
         dim: Length of a dense vector.
         max_length: Most tokens of a text, special tokens included.
-        prefix: Right before each text, and cut with it.
-        before: Before that, never cut: a query's examples.
-        after: After each text, never cut.
-        ends_in_eos: The last token is the end-of-sequence token, whatever the tokenizer's files say.
+        prefix: Text right before each text, cut together with it.
+        before: Text before the prefix, never cut: a query's examples.
+        after: Text after each text, never cut.
+        ends_in_eos: Whether the last token is the end-of-sequence token, whatever the tokenizer's files say.
         pools_prefix: Whether the prefix takes part in the pooling.
     """
 
@@ -52,14 +52,14 @@ class TextPlan:
 
     @property
     def dense(self) -> Dense:
-        """How the dense vector is made."""
+        """The head that makes the dense vector."""
         return self.head.dense if isinstance(self.head, M3) else self.head
 
     def __str__(self) -> str:
         return f"{self.before}{self.prefix}{{text}}{self.after}"
 
     def bind(self, tokenizer: TextTokenizer) -> Bound:
-        """Raises `ValueError` where `max_length` leaves a text no room."""
+        """Bind the plan to a tokenizer; raise `ValueError` where `max_length` leaves a text no room."""
         if self.max_length <= tokenizer.special_tokens:
             raise ValueError(
                 f"max_length={self.max_length} leaves a text no room beside {tokenizer.special_tokens} special tokens."
@@ -77,14 +77,14 @@ class TextPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairPlan:
-    """How pairs become scores.
+    """A plan that turns pairs into scores.
 
     Attributes:
-        prefixes: Before each query and each passage.
+        prefixes: Text before each query and text before each passage.
         max_length: Most tokens of a pair.
-        query_max_length: Most tokens of its query; None takes three quarters of `max_length`, as the reference does.
-        prompt: After each pair; "" for a cross-encoder.
-        layers: Of a layerwise reranker; None for others.
+        query_max_length: Most tokens of its query; None takes three quarters of `max_length`, as FlagEmbedding does.
+        prompt: Text after each pair; "" for a cross-encoder.
+        layers: The layers of a layerwise reranker; None for other rerankers.
     """
 
     prefixes: tuple[str, str]
@@ -95,11 +95,11 @@ class PairPlan:
 
     @property
     def query_limit(self) -> int:
-        """Most tokens of a query."""
+        """The most tokens of a query."""
         return self.query_max_length or max(1, self.max_length * 3 // 4)
 
     def bind(self, tokenizer: TextTokenizer) -> Bound:
-        """Raises `ValueError` where the query's limit leaves a passage no room."""
+        """Bind the plan to a tokenizer; raise `ValueError` where the query's limit leaves a passage no room."""
         # An LLM-based reranker's limit does not count its prompt (TextTokenizer.prompted_pairs).
         room = self.max_length - (1 if self.prompt else tokenizer.pair_special_tokens)
         if (self.query_max_length or 1) >= room:
@@ -122,7 +122,7 @@ Plan = TextPlan | PairPlan
 
 
 def length_limit(asked: int | None, default: int, positions: int | None, model: str) -> int:
-    """Tokens at which a text is cut: the caller's limit, else `default`, as far as the model's positions go.
+    """Return the tokens at which a text is cut: `asked`, or else `default`, but no more than `positions`.
 
     Raises:
         ValueError: The caller's limit is more than the model can take.

@@ -1,4 +1,4 @@
-"""Texts and pairs to token ids, in one pass.
+"""Tokenizing: texts and pairs become token ids, in one pass.
 
 The tokenizer's own truncation and padding are switched off once and never touched again, so any number of threads may
 use it with any limits: cutting, special tokens and padding are done here, on ids.
@@ -14,15 +14,15 @@ from bge_integrations.inference.batch import Encoding, IntArray
 
 _PROBE = "a"
 _SEPARATOR = "\n"
-"""Between query, passage and prompt of an LLM-based reranker."""
+"""This stands between the query, the passage and the prompt of an LLM-based reranker."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """The special tokens round one text or pair.
+    """The special tokens around one text or pair.
 
     Attributes:
-        special: Ids of the tokens before the first text, between the two, and after the last.
+        special: Ids of the special tokens before the first text, between the two, and after the last.
         special_types: Their token types.
         text_types: Token type of the first text and of the second.
     """
@@ -32,7 +32,7 @@ class _Template:
     text_types: tuple[int, int]
 
     def fill(self, first: Sequence[int], second: Sequence[int], with_types: bool) -> tuple[IntArray, IntArray | None]:
-        """Token ids, and types where the model takes any, of one text or of a pair."""
+        """Return the token ids of one text or pair, and their types, which are None without `with_types`."""
         before, middle, after = self.special
         texts = (np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64))
         ids = np.concatenate([before, texts[0], middle, texts[1], after])
@@ -43,7 +43,7 @@ class _Template:
         return ids, np.concatenate([before, types[0], middle, types[1], after])
 
     def ending_in(self, token: int) -> "_Template":
-        """With `token` last, where it is not there already."""
+        """Return a template that ends in `token`: this one, if it does so already."""
         last, types = self.special[2], self.special_types[2]
         if len(last) and last[-1] == token:
             return self
@@ -55,12 +55,12 @@ class _Template:
 
 
 class TextTokenizer:
-    """A fast tokenizer; special tokens go round each text or pair as the tokenizer's own files say.
+    """A fast tokenizer, which puts special tokens around each text or pair as the tokenizer's own files say.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer` of this object's own; its truncation and padding are switched off.
         with_types: Whether the model takes token type ids.
-        bos: The token before a prompted pair; None for none.
+        bos: The token before a prompted pair; None puts none there.
         eos: The end-of-sequence token, where there is one.
         keeps_end: Whether a text that is too long loses its beginning instead of its end.
     """
@@ -84,28 +84,28 @@ class TextTokenizer:
         self._ended = self._single if eos is None else self._single.ending_in(eos)
         self._pair = _template(tokenizer, pair=True)
         self.special_tokens = sum(map(len, self._single.special))
-        """Special tokens that a single text carries."""
+        """The number of special tokens around a single text."""
         self.pair_special_tokens = sum(map(len, self._pair.special))
-        """Special tokens that a pair carries besides its two texts."""
+        """The number of special tokens around and between the two texts of a pair."""
 
     def prompt_length(self, prompt: str) -> int:
-        """Tokens that `prompt` takes at the head of a text, the special tokens before it included; 0 for ""."""
+        """Return the number of tokens that `prompt` takes at the head of a text, special tokens included; 0 for ""."""
         return len(self._single.special[0]) + len(self._ids([prompt])[0]) if prompt else 0
 
     def name(self, token: int) -> str:
-        """How the vocabulary writes a token."""
+        """Return the text with which the vocabulary writes a token id."""
         return str(self._tokenizer.id_to_token(token))
 
     def token(self, text: str) -> int:
-        """The first token of `text`, such as "Yes"."""
+        """Return the id of the first token of `text`, such as "Yes"."""
         return self._ids([text])[0][0]
 
     def texts(
         self, texts: Sequence[str], *, max_length: int, prefix: str = "", ends_in_eos: bool = False
     ) -> list[Encoding]:
-        """Each text with its prefix and special tokens, cut to `max_length` tokens in all.
+        """Encode each text with its prefix and special tokens, cut to `max_length` tokens in all.
 
-        With `ends_in_eos` the last is the end-of-sequence token, also where the tokenizer's files leave it out.
+        With `ends_in_eos` the last token is the end-of-sequence token, even where the tokenizer's files leave it out.
         """
         template = self._ended if ends_in_eos else self._single
         special = sum(map(len, template.special))
@@ -119,10 +119,10 @@ class TextTokenizer:
     def wrapped(
         self, texts: Sequence[str], *, max_length: int, prefix: str, before: str, after: str, ends_in_eos: bool
     ) -> list[Encoding]:
-        """Each text with its prefix between `before` and `after`, which are never cut.
+        """Encode each text with its prefix between `before` and `after`, which are never cut.
 
-        The limits are those of bge-en-icl's reference (FlagICLModel): prefix and text have `max_length` less what
-        `<s>`, `after` and `</s>` take; examples before them come on top.
+        The limits are those of FlagEmbedding's FlagICLModel: prefix and text have `max_length` tokens less those of
+        `<s>`, `after` and `</s>`; the examples in `before` come on top.
         """
         start, end, head, tail = map(len, self._ids(["<s>", f"{after}</s>", before, after]))
         limit = (head + tail + max_length + 8) // 8 * 8 + 8
@@ -144,7 +144,7 @@ class TextTokenizer:
         query_max_length: int,
         prefixes: tuple[str, str] = ("", ""),
     ) -> list[Encoding]:
-        """Each (query, passage): the query cut to `query_max_length`, then only the passage, to `max_length` in all."""
+        """Encode (query, passage) pairs: the query is cut to `query_max_length`, the passage to what remains."""
         encodings = []
         for query, passage in self._ids_of_pairs(pairs, prefixes):
             kept = self._kept(query, query_max_length)
@@ -162,9 +162,9 @@ class TextTokenizer:
         prefixes: tuple[str, str],
         prompt: str,
     ) -> list[Encoding]:
-        """Each (query, passage) as LLM-based rerankers read it: query, passage and prompt, a line each.
+        """Encode (query, passage) pairs as LLM-based rerankers read them: query, passage and prompt, a line each.
 
-        As in the reference (FlagLLMReranker), the limit holds for what stands before the prompt, and is longer by a
+        As in FlagEmbedding's FlagLLMReranker, the limit applies to the tokens before the prompt, and is longer by a
         separator and the prompt. The token types say what a token belongs to: 0 query, 1 passage, 2 prompt.
         """
         separator, tail = self._ids([_SEPARATOR, prompt])
@@ -180,13 +180,13 @@ class TextTokenizer:
         return encodings
 
     def _kept(self, ids: list[int], room: int) -> list[int]:
-        """What is left of a text in `room` tokens."""
+        """Return the tokens of a text that are kept when it is cut to `room` tokens."""
         return ids[max(0, len(ids) - room) :] if self._keeps_end else ids[:room]
 
     def _ids_of_pairs(
         self, pairs: Sequence[tuple[str, str]], prefixes: tuple[str, str]
     ) -> list[tuple[list[int], list[int]]]:
-        """Ids of both texts of every pair; a query that comes again is tokenized once."""
+        """Return the ids of both texts of every pair; a query that occurs several times is tokenized once."""
         queries, passages = zip(*pairs, strict=True)
         different = list(dict.fromkeys(queries))
         ids_of = dict(zip(different, self._ids(different, prefixes[0]), strict=True))
@@ -198,7 +198,7 @@ class TextTokenizer:
 
 
 def _template(tokenizer: Tokenizer, *, pair: bool) -> _Template:
-    """Reads the post-processor's special tokens off a probe."""
+    """Find the special tokens that the post-processor adds, by tokenizing a short probe."""
     full = tokenizer.encode(_PROBE, _PROBE if pair else None)
     special: list[list[tuple[int, int]]] = [[], [], []]
     text_types = [0, 0]

@@ -1,4 +1,4 @@
-"""LangChain's documents: copies with scores that stay the same document, and which of several are one."""
+"""Helpers for LangChain's documents: scores in their metadata, duplicates, and the arguments of searches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -16,10 +16,10 @@ from bge_integrations.stores.kinds import SCORE_KEYS
 
 
 class ScoredMetadata(dict[str, Any]):
-    """Metadata that equals other metadata when all but the scores is equal.
+    """Metadata that equals other metadata if all but the scores is equal.
 
     A score belongs to a query, not to the document. LangChain compares documents by all of their metadata, so with
-    plain dicts `MultiQueryRetriever` would give a document once for each query that found it.
+    plain dicts `MultiQueryRetriever` would return a document once for each query that found it.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -32,22 +32,22 @@ class ScoredMetadata(dict[str, Any]):
 
 
 def with_scores(document: Document, **scores: float) -> Document:
-    """A copy of `document` with scores in its metadata, by names that are in `SCORE_KEYS`."""
+    """Return a copy of `document` with scores in its metadata, under names that are in `SCORE_KEYS`."""
     return document.model_copy(update={"metadata": ScoredMetadata(document.metadata, **scores)})
 
 
 def distinct(documents: Iterable[Document]) -> list[Document]:
-    """The first of each document; `without_duplicates` says which are the same."""
+    """Return the first of each group of documents that `without_duplicates` counts as the same."""
     return without_duplicates(documents, identity_of)
 
 
 def identity_of(document: Document) -> Identity:
-    """What says whether two documents are the same."""
+    """Return what decides whether two documents are the same: id, text and metadata."""
     return Identity(document.id, document.page_content, document.metadata)
 
 
 def texts_of(documents: Sequence[Document]) -> list[str]:
-    """What a model reads of documents."""
+    """Return the texts that a model reads, one per document."""
     return [document.page_content for document in documents]
 
 
@@ -56,23 +56,23 @@ def _without_scores(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 _LOOKED_AT = 5
-"""Documents that a store looks at for each that it gives: LangChain's own defaults are 20 and 4."""
+"""How many documents a store looks at for each that it returns; LangChain's own defaults are 20 and 4."""
 
 _WIDER = 10
-"""How many times more the next search looks at."""
+"""How many times more documents the next search looks at."""
 
 
 def searches(store: VectorStore, k: int, given: Mapping[str, Any], *, mmr: bool = False) -> Iterator[dict[str, Any]]:
-    """The arguments for one search after the other, each wider, until one gives `k` documents.
+    """Yield the arguments of one search after another, each wider, for a caller that stops once it has `k` documents.
 
-    Some stores, and every store with maximal marginal relevance, take a `fetch_k`: how many of the nearest they look
-    at, 20 unless told. It has to be more than `k`. And FAISS filters only these, so that a filter finds nothing in a
-    store of which it matches a small part, until `fetch_k` is the whole store.
+    Some stores, and every store with maximal marginal relevance, take a `fetch_k`: how many of the nearest documents
+    they look at, 20 by default. It has to be more than `k`. FAISS filters only these, so that a filter which matches
+    few documents of the store may find none until `fetch_k` covers the whole store.
 
     Args:
         store: Where to search.
         k: Documents to find.
-        given: More arguments for the search. A `fetch_k` among them is the store's, and is left as it is.
+        given: More arguments for the search. A `fetch_k` among them is the store's own, and is left as it is.
         mmr: Whether the search is by maximal marginal relevance.
     """
     arguments = {**given, "k": k}
@@ -88,12 +88,12 @@ def searches(store: VectorStore, k: int, given: Mapping[str, Any], *, mmr: bool 
 
 
 def takes_arguments(retriever: object) -> bool:
-    """Whether arguments of a call, such as a filter, reach this retriever; others would leave them out in silence."""
+    """Return whether arguments of a call, such as a filter, reach this retriever; others silently ignore them."""
     while isinstance(retriever, RunnableBindingBase):
         retriever = retriever.bound
     if isinstance(retriever, BaseRetriever):
         return retriever._expects_other_args  # noqa: SLF001  it decides what invoke hands on
-    return isinstance(retriever, RunnableLambda)  # which hands on everything
+    return isinstance(retriever, RunnableLambda)  # it hands on everything
 
 
 @cache

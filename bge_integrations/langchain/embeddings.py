@@ -10,9 +10,9 @@ from bge_integrations.langchain.fields import LangChainModel
 
 
 class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
-    """A BGE (or any sentence-transformers) embedder for LangChain; cheap to make, weights load at first use.
+    """A BGE (or any sentence-transformers) embedder for LangChain; cheap to make, its weights load at first use.
 
-    Every object on one model shares one copy of the weights and one queue, with LlamaIndex's and the core's too.
+    All objects with the same model share one copy of the weights and one queue, also with LlamaIndex's and the core's.
     Queries get the catalogue's instruction, documents none, unless you say otherwise.
 
     Example:
@@ -43,7 +43,7 @@ class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
             texts: Any number of texts; they are taken as they are.
 
         Returns:
-            One vector of `embedder.dim` floats a text, in the order of the texts; [] for [].
+            One vector of `embedder.dim` floats per text, in the order of the texts; [] for [].
 
         Raises:
             TypeError: `texts` is a bare string, or an item is no string.

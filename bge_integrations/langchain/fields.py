@@ -1,4 +1,4 @@
-"""The pydantic fields of the LangChain classes alone: the model's name, and fields that hold live objects."""
+"""Pydantic fields that only the LangChain classes have: the model's name, and fields that hold live objects."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,14 @@ ModelName = Annotated[PathText, Field(validation_alias=AliasChoices(*MODEL_NAMES
 """Id or folder of the model."""
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""What one of several scores counts."""
+"""The weight of one of several scores."""
 
 
 class Live:
-    """Marks a field that holds a live object, such as a store: a dump keeps it, and a JSON schema leaves it out."""
+    """A mark for a field that holds a live object, such as a store: a dump keeps it, a JSON schema leaves it out."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        # a dump in Python gets the object as it is, where pydantic's own way would take its fields apart
+        # a dump in Python keeps the object as it is; pydantic alone would dump its fields
         kept: Any = {"serialization": core_schema.to_string_ser_schema(when_used="json")}
         return {**handler(source), **kept}
 
@@ -27,7 +27,7 @@ class Live:
 
 
 class NamedModel(CoreModel):
-    """The model may come first without a name, as in the core, and is known as `model` and as `model_name`."""
+    """A class whose model may be the first argument, as in the core, or be given as `model` or `model_name`."""
 
     if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
 
@@ -42,7 +42,7 @@ class NamedModel(CoreModel):
 
 
 class _ModelFirst(NamedModel):
-    """Its own class, so that the model is the first of the fields."""
+    """The field of the model, in a class of its own so that it is the first field."""
 
     model: ModelName
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
@@ -53,7 +53,7 @@ class LangChainModel(ModelFields, _ModelFirst):
 
 
 def _with_model(model: object, data: dict[str, Any]) -> dict[str, Any]:
-    """The keywords, with the model that came first without a name."""
+    """Return the keywords, with the model that was given as the first argument."""
     given = [f"{name}=" for name in MODEL_NAMES if name in data]
     if model is not None:
         data, given = {"model": model, **data}, ["the first argument", *given]

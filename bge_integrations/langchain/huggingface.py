@@ -1,4 +1,4 @@
-"""The drop-in for langchain-community's `HuggingFaceBgeEmbeddings`: only the import line changes."""
+"""A drop-in for langchain-community's `HuggingFaceBgeEmbeddings`: only the import line changes."""
 
 import asyncio
 import warnings
@@ -25,15 +25,15 @@ _OLD_INSTRUCTION_ZH = "为这个句子生成表示以用于检索相关文章：
 
 
 class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
-    """The old class's keywords and document vectors over the shared embedder, so that existing indexes stay valid.
+    """A drop-in with the old class's keywords and document vectors, so that existing indexes stay valid.
 
     Pooling, normalisation, limit and prompts are what sentence-transformers takes from the model's folder, the weights
-    are float32 on every device unless `model_kwargs["torch_dtype"]` says otherwise, texts that are too long are cut in
-    silence, and a newline in a text becomes a space, all as before. For anything new take `BgeEmbeddings`.
+    are float32 on every device unless `model_kwargs["torch_dtype"]` says otherwise, texts that are too long are cut
+    silently, and a newline in a text becomes a space, all as before. For anything new use `BgeEmbeddings`.
 
     Two things differ. A given `query_instruction` is always honoured (the old class overwrote it for names with
     "-zh"); where none is given, the catalogue's correct one is used, and a warning says how that differs from the old
-    default. And the model is shared: it loads at first use, once a process.
+    default. And the model is shared: it loads at first use, once per process.
 
     Example:
         ```python
@@ -64,7 +64,7 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
     embed_instruction: str = ""
     """Text before every document."""
     show_progress: bool = False
-    """Show a progress bar; `encode_kwargs["show_progress_bar"]` goes before it."""
+    """Show a progress bar; `encode_kwargs["show_progress_bar"]` takes precedence."""
 
     _core_type: ClassVar[type] = FolderEmbedder
     _built_from: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -78,7 +78,7 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
 
     @property
     def client(self) -> Client:
-        """What the old class's `SentenceTransformer` was read for: `encode`, tokenizer, device, length, dimension."""
+        """The part of the old class's `SentenceTransformer` that is kept: `encode`, tokenizer, device, lengths."""
         return Client(self._model, self.model_kwargs)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -88,7 +88,7 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
             texts: Any number of texts.
 
         Returns:
-            One vector a text, in the order of the texts; [] for []. With a `precision` of integers, lists of int.
+            One vector per text, in the order of the texts; [] for []. With a `precision` of integers, lists of int.
 
         Raises:
             TypeError: `texts` is a bare string, or an item is no string.
@@ -127,12 +127,12 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
 
     @property
     def _model(self) -> dict[str, Any]:
-        """The core object's arguments that say where the model is."""
+        """The arguments of the core embedder that say where the model is."""
         model = _with_organisation(self.model_name)
         return {"model": model, "cache_folder": self.cache_folder, "on_truncate": "ignore"}
 
     def _core(self) -> FolderEmbedder:
-        """The core object; a key that is set in one of the dicts makes another."""
+        """Return the core embedder; make a new one if a key of one of the dicts has changed."""
         arguments = self._arguments()
         if self._built is None or self._built_from != arguments:
             self._built, self._built_from = FolderEmbedder(**arguments), arguments
@@ -144,12 +144,12 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
         return bool(self.encode_kwargs.get("show_progress_bar", self.show_progress))
 
     def _lists(self, vectors: NDArray[np.float32]) -> list[list[float]]:
-        """The pipeline's vectors as sentence-transformers' `encode` finishes them, in lists."""
+        """Return the pipeline's vectors as lists, finished as sentence-transformers' `encode` does."""
         return to_lists(finish(self.model_kwargs, self.encode_kwargs).applied(vectors))
 
 
 def _with_organisation(model_name: str) -> str:
-    """A bare name is looked for in the hub's sentence-transformers organisation, as that library does."""
+    """Return the id; a bare name gets the hub's sentence-transformers organisation, as in that library."""
     check_name(model_name)
     bare = "/" not in model_name and not Path(model_name).is_dir() and _row(model_name) is None
     return f"sentence-transformers/{model_name}" if bare else model_name
@@ -163,7 +163,7 @@ def _row(model_name: str) -> ModelSpec | None:
 
 
 def _default_instruction(model_name: str) -> str:
-    """The catalogue's query instruction; warns where the old class had another one."""
+    """Return the catalogue's query instruction, "" if it has none; warn if the old class had another one."""
     row = _row(model_name)
     now, why = (row.query_instruction, "as published with it") if row else ("", "as it is not in the catalogue")
     before = _OLD_INSTRUCTION_ZH if "-zh" in model_name else _OLD_INSTRUCTION
@@ -178,7 +178,7 @@ def _default_instruction(model_name: str) -> str:
 
 
 def _one_line(texts: Iterable[str], instruction: str) -> Any:
-    """Each text on one line behind the instruction; what is no text is left for the core to refuse."""
+    """Return each text on one line behind the instruction; leave what is no text for the core to refuse."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         return texts
     return [instruction + text.replace("\n", " ") if isinstance(text, str) else text for text in texts]

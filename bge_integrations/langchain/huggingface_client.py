@@ -1,4 +1,4 @@
-"""What code that was written for the old class does with its `client`, a `SentenceTransformer`."""
+"""The stand-in for the old class's `client`, a `SentenceTransformer`, for code that still uses it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,11 +14,11 @@ _LEFT_OUT = (
 
 
 class Client:
-    """The part of `SentenceTransformer` that reads and encodes, over the shared model.
+    """The part of `SentenceTransformer` that tokenizes and encodes texts, with the shared model.
 
     Args:
         model: The arguments of `FolderEmbedder` that say where the model is.
-        model_kwargs: The old class's.
+        model_kwargs: The old class's `model_kwargs`.
     """
 
     __slots__ = ("_model", "_model_kwargs")
@@ -32,11 +32,11 @@ class Client:
 
         Args:
             sentences: One text or several.
-            encode_kwargs: Those of `SentenceTransformer.encode`, such as `normalize_embeddings` or `prompt_name`.
+            encode_kwargs: Arguments of `SentenceTransformer.encode`, such as `normalize_embeddings` or `prompt_name`.
 
         Returns:
-            As `SentenceTransformer.encode`: an array (n, dim), or (dim,) for one text; with `convert_to_tensor` a
-            tensor, with `convert_to_numpy=False` a list of tensors.
+            The same as from `SentenceTransformer.encode`: an array (n, dim), or (dim,) for one text; with
+            `convert_to_tensor` a tensor, with `convert_to_numpy=False` a list of tensors.
 
         Raises:
             ValueError: An argument that cannot be honoured; the message says what to do.
@@ -54,7 +54,7 @@ class Client:
         return finished[0] if isinstance(sentences, str) else finished
 
     def tokenize(self, texts: list[str]) -> dict[str, Any]:
-        """The model's input for texts, cut to `max_seq_length` and padded: tensors by name."""
+        """Return the model's input for texts, cut to `max_seq_length` and padded: tensors by name."""
         limit = self.max_seq_length
         features = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return dict(features)
@@ -77,7 +77,7 @@ class Client:
 
     @property
     def max_seq_length(self) -> int:
-        """Most tokens of a text."""
+        """The number of tokens after which a text is cut."""
         length: Any = self._embedder({}).describe()["max_length"]
         return int(length)
 
@@ -86,11 +86,11 @@ class Client:
         raise AttributeError(_LEFT_OUT)
 
     def get_max_seq_length(self) -> int:
-        """Most tokens of a text."""
+        """Return the number of tokens after which a text is cut."""
         return self.max_seq_length
 
     def get_sentence_embedding_dimension(self) -> int:
-        """Length of a vector."""
+        """Return the length of a vector."""
         dim = self._embedder({}).dim
         return min(dim, self._model_kwargs.get("truncate_dim") or dim)
 

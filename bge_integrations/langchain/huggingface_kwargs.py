@@ -1,4 +1,4 @@
-"""What the keys of `model_kwargs` and `encode_kwargs` of the old class mean here."""
+"""The meaning of the old class's `model_kwargs` and `encode_kwargs` for this package's embedder."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -46,12 +46,12 @@ _REFUSED_ENCODE_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """What is done to the pipeline's vectors, in this order.
+    """The steps that are applied to the pipeline's vectors, in this order.
 
     Attributes:
         truncate_dim: Keep only so many leading dimensions; None keeps all.
-        normalize: Scale to length 1.
-        precision: What its numbers become.
+        normalize: Scale vectors to length 1.
+        precision: The type that the numbers are converted to.
     """
 
     truncate_dim: int | None
@@ -59,7 +59,7 @@ class Finish:
     precision: Precision
 
     def applied(self, vectors: NDArray[np.float32]) -> NDArray[Any]:
-        """The vectors (n, dim) as sentence-transformers' `encode` gives them.
+        """Return the vectors (n, dim) as sentence-transformers' `encode` returns them.
 
         Raises:
             ValueError: The `precision` is "int8" or "uint8", which needs more than one vector.
@@ -76,12 +76,12 @@ class Finish:
 
 
 def embedder_arguments(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `FolderEmbedder` that the two dicts ask for.
+    """Return the arguments of `FolderEmbedder` that the two dicts ask for.
 
-    `similarity_fn_name`, `batch_size` and `chunk_size` change no vector and are only read.
+    `similarity_fn_name`, `batch_size` and `chunk_size` are accepted without effect, as they change no vector.
 
     Raises:
-        ValueError: A key or value that cannot be honoured; the message says what to do.
+        ValueError: A key or value cannot be honoured; the message says what to do.
         TypeError: The device is a list, or the prompts are no dict.
     """
     _refuse("model_kwargs", model_kwargs, _MODEL_KEYS, _REFUSED_MODEL_KEYS)
@@ -101,13 +101,13 @@ def embedder_arguments(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[s
 
 
 def shown(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dump shows of `model_kwargs`: no token, and names for torch's own objects."""
+    """Return `model_kwargs` as a dump shows them: without the token, and with names for torch's own objects."""
     kept = {key: value for key, value in model_kwargs.items() if key not in _TOKEN_KEYS or isinstance(value, bool)}
     return {key: _named(value) for key, value in kept.items()}
 
 
 def finish(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> Finish:
-    """What the two dicts ask to be done to the pipeline's vectors."""
+    """Return the steps that the two dicts ask for."""
     truncate_dim = encode_kwargs.get("truncate_dim")
     return Finish(
         model_kwargs.get("truncate_dim") if truncate_dim is None else truncate_dim,
@@ -121,7 +121,7 @@ def _named(value: object) -> object:
 
 
 def _refuse(which: str, given: Mapping[str, Any], possible: Set[str], refused: Mapping[str, str]) -> None:
-    """Refuse keys that cannot be honoured; an empty value asks for nothing."""
+    """Refuse unknown keys, and keys that cannot be honoured unless their value is empty."""
     for key, value in given.items():
         if key in refused and value:
             raise ValueError(f"{which}[{key!r}] cannot be honoured. {refused[key]}")
@@ -152,7 +152,7 @@ def _backend(backend: str | None) -> str:
 
 
 def _dtype(model_kwargs: Mapping[str, Any]) -> object:
-    """The dtype, from `model_kwargs` or from the `model_kwargs` in it that sentence-transformers hands on."""
+    """Return the dtype, from `model_kwargs` or from the `model_kwargs` inside it; "float32" if neither has one."""
     inner = model_kwargs.get("model_kwargs") or {}
     if not isinstance(inner, Mapping):
         raise TypeError(f"model_kwargs['model_kwargs'] is {type(inner).__name__}. It must be a dict.")
@@ -177,7 +177,7 @@ def _token(model_kwargs: Mapping[str, Any]) -> object:
 
 
 def _prompt(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """The prompt's text or, where only the model's folder knows that, its name; nothing for the folder's default."""
+    """Return the prompt's text or, if only the model's folder has that, its name; {} for the folder's default."""
     if encode_kwargs.get("prompt") is not None:
         return {"prompt": encode_kwargs["prompt"]}
     prompts = model_kwargs.get("prompts") or {}

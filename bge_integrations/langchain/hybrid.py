@@ -1,4 +1,4 @@
-"""Dense and sparse retrieval from one forward of bge-m3, over any LangChain vector store."""
+"""Dense and sparse retrieval from one forward pass of bge-m3, over any LangChain vector store."""
 
 import asyncio
 import logging
@@ -31,19 +31,19 @@ Found = tuple[Document, float]
 
 
 class HybridRetriever(BaseRetriever):
-    """Finds documents by meaning and by words: dense vectors from any store, sparse ones from a `SparseIndex`, fused.
+    """A retriever by meaning and by words, which fuses dense vectors of any store and sparse ones of a `SparseIndex`.
 
-    One forward of bge-m3 gives both vectors, of a query as of the documents that `add_documents` (or `populate` with
-    `sparse_index=`) puts into both places. The dense search is the store's own, by the vector that is there already.
+    One forward pass of bge-m3 gives both vectors, of a query as of the documents that `add_documents` (or `populate`
+    with `sparse_index=`) puts into both places. The dense search is the store's own, by the vector of that pass.
 
-    The documents that come back are copies, best first, with the fused score as the float `retrieval_score` in their
-    metadata; a copy equals its original. Of documents with the same text from the same source only the best comes.
+    It returns copies of the documents, best first, with the fused score as the float `retrieval_score` in their
+    metadata; a copy equals its original. Of documents with the same text from the same source it returns the best.
 
     A call may bring its own `k` and `fetch_k`, and arguments for the store's search. With these or `search_kwargs`,
-    such as a filter, only what the store's own search gives is a candidate, and the sparse vectors put that in order:
-    this package cannot judge a store's filter. Raise `fetch_k` there.
+    such as a filter, only what the store's own search returns is a candidate, and the sparse vectors just rank it, as
+    this package cannot apply a store's filter. Raise `fetch_k` there.
 
-    Qdrant's store belongs in its dense mode here: in its own hybrid mode it would ask the sparse model again.
+    Use Qdrant's store in its dense mode here: in its own hybrid mode it would run the sparse model again.
 
     Example:
         ```python
@@ -64,19 +64,19 @@ class HybridRetriever(BaseRetriever):
     """
 
     vector_store: Annotated[VectorStore, Live()]
-    """Keeps texts and dense vectors, with the embeddings of the same model."""
+    """The store of the texts and dense vectors, with the embeddings of the same model."""
     sparse_index: Annotated[SparseIndex, Live()]
-    """Keeps the sparse vectors under the same ids."""
+    """The index of the sparse vectors, under the same ids."""
     embedder: Annotated[BgeM3Embedder, Live()]
-    """Gives dense and sparse vectors; its own `outputs` do not matter here."""
+    """The embedder of the dense and sparse vectors; its own `outputs` do not matter here."""
     k: int = Field(default=4, ge=1)
-    """Documents to give."""
+    """Documents to return."""
     fetch_k: int = Field(default=50, ge=1)
     """Candidates from each side."""
     fusion: Literal["rrf", "weights"] = "rrf"
     """"rrf" fuses ranks; "weights" fuses scores, scaled on each side to 1 for the best and 0 for the last candidate."""
     weights: tuple[Weight, Weight] = (1.0, 1.0)
-    """What the dense and the sparse side count, with either fusion."""
+    """Weights of the dense and the sparse side, with either fusion."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the store's search, such as `filter`. A `fetch_k` in them is the store's own, where it has
     one: how many documents it looks at before it filters. Without it, that is enough for `fetch_k` candidates."""
@@ -98,17 +98,17 @@ class HybridRetriever(BaseRetriever):
         return self
 
     def add_documents(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> list[str]:
-        """Put documents into the store and the sparse index, with one forward for both.
+        """Put documents into the store and the sparse index, with one forward pass for both.
 
         Args:
-            documents: They are not changed; for more than fit into memory take `populate`.
-            ids: One a document; None = the documents' own, and new ones where they have none.
+            documents: The documents, which are not changed; for more than fit into memory use `populate`.
+            ids: One id per document; None = the documents' own, and new ones for documents without an id.
 
         Returns:
             The ids.
 
         Raises:
-            ValueError: Not as many ids as documents.
+            ValueError: There are not as many ids as documents.
         """
         ids, texts = _ids(documents, ids), texts_of(documents)
         if not ids:
@@ -184,13 +184,13 @@ class HybridRetriever(BaseRetriever):
 
     @property
     def _search(self) -> str:
-        """The method of the store that gives what the fusion needs."""
+        """The name of the store's search method that returns what the fusion needs."""
         return "similarity_search" if self.fusion == "rrf" else "similarity_search_with_score"
 
     def _search_sparse(
         self, embeddings: M3Embeddings, fetch_k: int, among: Mapping[str, Found] | None
     ) -> list[tuple[str, float]]:
-        """Ids and scores of the sparse side's candidates, which may be bound to be `among` the dense side's."""
+        """Return the ids and scores of the sparse candidates; only those in `among`, unless it is None."""
         (query,) = embeddings.sparse or []
         if among is None:
             return self.sparse_index.search(query, fetch_k)
@@ -198,7 +198,7 @@ class HybridRetriever(BaseRetriever):
         return [(document_id, score) for document_id, score in scored if _key(document_id) in among]
 
     def _read(self, ids: list[str]) -> list[Document]:
-        """What the store holds of documents that only the sparse side found."""
+        """Return the store's documents with these ids, which only the sparse side found."""
         collection = find_chroma_collection(self.vector_store)
         if not ids or collection is None:
             return self.vector_store.get_by_ids(ids) if ids else []
@@ -214,7 +214,7 @@ class HybridRetriever(BaseRetriever):
     def _fused(
         self, dense: Mapping[str, Found], sparse: list[tuple[str, float]], others: list[Document], k: int
     ) -> list[Document]:
-        """Copies of the best candidates, best first; `others` are those that only the sparse side found."""
+        """Return copies of the best candidates, best first; `others` are those that only the sparse side found."""
         documents = {key: document for key, (document, _) in dense.items()}
         documents |= {_key(document.id): document for document in map(_with_id, others)}
         known = [(_key(document_id), score) for document_id, score in sparse if _key(document_id) in documents]
@@ -232,7 +232,7 @@ class HybridRetriever(BaseRetriever):
         return [with_scores(documents[key], retrieval_score=score) for key, score in best]
 
     def _checked_numbers(self, k: int | None, fetch_k: int | None) -> tuple[int, int]:
-        """The call's `k` and `fetch_k`, else this retriever's."""
+        """Return the call's `k` and `fetch_k`, or this retriever's where the call has None."""
         k = self.k if k is None else k
         fetch_k = self.fetch_k if fetch_k is None else fetch_k
         if k < 1:
@@ -242,7 +242,7 @@ class HybridRetriever(BaseRetriever):
         return k, fetch_k
 
     def _check_models(self) -> None:
-        """Refuse a store or an index of another model; once for both, as hashing a model's files takes time."""
+        """Refuse a store or an index of another model; checked once, as hashing a model's files takes time."""
         parts = (self.vector_store, self.sparse_index, self.embedder)
         if self._checked is not None and all(map(operator.is_, parts, self._checked)):
             return
@@ -258,7 +258,7 @@ class HybridRetriever(BaseRetriever):
         self._checked = parts
 
     def _claim(self) -> str:
-        """Keep the dense model's fingerprint with the store, which has taken its vectors; give the sparse one's."""
+        """Write the dense model's fingerprint to the store, which has taken its vectors; return the sparse one's."""
         write_fingerprint(self.vector_store, self.embedder.with_outputs("dense").fingerprint)
         return self.embedder.with_outputs("sparse").fingerprint
 
@@ -272,7 +272,7 @@ def _ids(documents: Sequence[Document], ids: Sequence[str] | None) -> list[str]:
 
 
 def _key(document_id: object) -> str:
-    """An id to compare: Qdrant gives UUIDs with hyphens, however they were given to it."""
+    """Return an id in a form to compare: Qdrant returns UUIDs with hyphens, however they were given to it."""
     try:
         return UUID(str(document_id)).hex
     except ValueError:
@@ -280,7 +280,7 @@ def _key(document_id: object) -> str:
 
 
 def _with_id(document: Document) -> Document:
-    """The document itself, or a copy with the id that Qdrant's store puts into the metadata."""
+    """Return the document itself, or a copy with the id that Qdrant's store puts into the metadata."""
     if document.id is not None:
         return document
     if "_id" in document.metadata:
@@ -292,7 +292,7 @@ def _with_id(document: Document) -> Document:
 
 
 def _by_key(found: list[Document] | list[Found]) -> dict[str, Found]:
-    """The store's candidates, best first, by id; with score 0 where it was not asked for any."""
+    """Return the store's candidates by id, best first; with score 0 if the search returned no scores."""
     pairs = [(hit, 0.0) if isinstance(hit, Document) else (hit[0], float(hit[1])) for hit in found]
     documents = [(_with_id(document), score) for document, score in pairs]
     return {_key(document.id): (document, score) for document, score in documents}

@@ -1,4 +1,4 @@
-"""bge-m3's token vectors as a LangChain document compressor, and the fields that its classes share."""
+"""A LangChain document compressor on bge-m3's token vectors, and the fields that the bge-m3 classes share."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from bge_integrations.types import M3Embeddings
 
 
 class M3Fields(LangChainModel):
-    """The model and where it runs: the arguments of `BgeM3Embedder` but `outputs`."""
+    """The model and where it runs: the arguments of `BgeM3Embedder` except `outputs`."""
 
     model: ModelName = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
@@ -33,15 +33,15 @@ class M3Fields(LangChainModel):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the class needs of the model."""
+        """The model's outputs that the class needs."""
         raise NotImplementedError
 
 
 class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
-    """Puts documents in the order of bge-m3's token vectors (late interaction) and keeps the best.
+    """A reranker that orders documents by bge-m3's token vectors (late interaction) and keeps the best.
 
-    Lighter than a cross-encoder, as documents are encoded without the query; finer than one dense vector a text. The
-    score is `maxsim`, at most 1, or with `weights` the weighted mean of bge-m3's scores. What comes back are copies
+    It is lighter than a cross-encoder, as documents are encoded without the query, and finer than one dense vector per
+    text. The score is `maxsim`, at most 1, or with `weights` the weighted mean of bge-m3's scores. It returns copies
     with the key `relevance_score` in their metadata; your documents stay as they are, and a copy equals its original.
     The token vectors of 256 documents are in memory at a time, however many there are.
 
@@ -60,11 +60,11 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
     top_n: int | None = Field(default=3, ge=1)
     """How many documents to keep; None = all."""
     score_threshold: FiniteFloat | None = None
-    """Documents that score below it are dropped; None = none are."""
+    """The lowest score of a document that is kept; None = all are kept."""
     weights: tuple[Weight, Weight, Weight] = (0.0, 0.0, 1.0)
-    """What the dense, the sparse and the token vectors' score count; those of weight 0 are not computed."""
+    """Weights of the dense, the sparse and the token vectors' score; scores of weight 0 are not computed."""
     normalize: bool | None = None
-    """Give dense vectors length one; None = as the catalogue says."""
+    """Scale dense vectors to length 1; None = as the catalogue says."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -79,7 +79,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
 
         Args:
             documents: Candidates in any order; they are not changed.
-            query: What they are judged by.
+            query: The query that they are scored against.
             callbacks: Not used: there is no inner run to report.
 
         Returns:
@@ -91,7 +91,7 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
         queries, scores = self.embedder.encode_queries([query]), list[float]()
         for passages in self.embedder.iter_documents(texts_of(documents), RERANKED_AT_ONCE):
             scores += self._scores(queries, passages)
-            del passages  # not kept until the next ones are there
+            del passages  # frees their memory before the next ones come
         return self._best(documents, scores)
 
     async def acompress_documents(
@@ -108,11 +108,11 @@ class BgeM3Rerank(M3Fields, BaseDocumentCompressor):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs that count."""
+        """The outputs whose weight is not 0."""
         return tuple(output for output, weight in zip(OUTPUTS, self.weights, strict=True) if weight)
 
     def _scores(self, queries: M3Embeddings, passages: M3Embeddings) -> list[float]:
-        """The score of each passage with the one query."""
+        """Return the score of each passage for the one query."""
         weights = np.array(self.weights) / sum(self.weights)
         return [float(weights @ single_scores(queries, 0, passages, row)) for row in range(len(passages))]
 

@@ -16,7 +16,7 @@ from bge_integrations.types import RerankResult
 
 
 class RerankerModel(RerankerFields, LangChainModel):
-    """The arguments of `BgeReranker`, and the reranker that they make."""
+    """The arguments of `BgeReranker`, and the reranker that is made of them."""
 
     _core_type: ClassVar[type] = BgeReranker
 
@@ -28,10 +28,10 @@ class RerankerModel(RerankerFields, LangChainModel):
 
 
 class BgeRerank(RerankerModel, BaseDocumentCompressor):
-    """Puts documents in the order of a reranker and keeps the best; cheap to make, weights load at first use.
+    """A document compressor that reranks documents and keeps the best; cheap to make, its weights load at first use.
 
-    What comes back are copies with the key `relevance_score` in their metadata; your documents stay as they are. A copy
-    equals its original, and the copy that another query gave, as scores do not make another document.
+    It returns copies with the key `relevance_score` in their metadata; your documents stay as they are. A copy equals
+    its original, and the copy that another query returned, as scores do not make another document.
 
     Example:
         ```python
@@ -49,7 +49,7 @@ class BgeRerank(RerankerModel, BaseDocumentCompressor):
     top_n: int | None = Field(default=3, ge=1)
     """How many documents to keep; None = all."""
     score_threshold: float | None = None
-    """Documents that score below it are dropped; None = none are. Between 0 and 1 unless `normalize=False`."""
+    """The lowest score of a document that is kept; None = all are kept. Between 0 and 1 unless `normalize=False`."""
 
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:
@@ -67,7 +67,7 @@ class BgeRerank(RerankerModel, BaseDocumentCompressor):
 
         Args:
             documents: Candidates in any order; they are not changed.
-            query: What they are judged by.
+            query: The query that they are scored against.
             callbacks: Not used: there is no inner run to report.
 
         Returns:
@@ -118,6 +118,6 @@ class BgeCrossEncoder(RerankerModel, BaseCrossEncoder):
             text_pairs: (query, passage) pairs.
 
         Returns:
-            One float a pair, in the order of the pairs; [] for [].
+            One float per pair, in the order of the pairs; [] for [].
         """
         return self.reranker.score(text_pairs)

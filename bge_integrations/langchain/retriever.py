@@ -1,4 +1,4 @@
-"""Retrieve many, rerank, keep the best: one LangChain retriever."""
+"""A LangChain retriever that fetches many candidates, reranks them and keeps the best."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Self
@@ -19,17 +19,17 @@ _FETCH_K = 50
 
 
 class RerankingRetriever(BaseRetriever):
-    """Fetches candidates from a vector store or a retriever and gives the best after reranking.
+    """A retriever that fetches candidates from a store or another retriever, reranks them and returns the best.
 
-    The documents that come back are copies, best first, with the floats `relevance_score` (the reranker's) and, from
-    a `vector_store` that gives scores, `retrieval_score` (the store's own number: a distance or a similarity) in their
-    metadata. A copy equals its original, so that a `MultiQueryRetriever` gives each document once. Candidates that come
-    twice are judged once: those with the same id, or with the same text from the same source.
+    It returns copies of the documents, best first, with the floats `relevance_score` (the reranker's) and, from a
+    `vector_store` that gives scores, `retrieval_score` (the store's own number: a distance or a similarity) in their
+    metadata. A copy equals its original, so that a `MultiQueryRetriever` returns each document once. Candidates with
+    the same id, or with the same text from the same source, are scored once.
 
     A call may bring its own `top_n`, its own `fetch_k`, and arguments for the store's search, such as a filter.
 
-    The first search of a Chroma collection that another model has filled is refused, where the collection's
-    fingerprint and the store's `BgeEmbeddings` tell.
+    The first search of a Chroma collection that another model has filled is refused, if the collection has a
+    fingerprint and the store's embeddings are `BgeEmbeddings`.
 
     Example:
         ```python
@@ -47,16 +47,16 @@ class RerankingRetriever(BaseRetriever):
     """
 
     vector_store: Annotated[VectorStore | None, Live()] = None
-    """Where candidates come from; or give `retriever`."""
+    """The store that candidates come from; None if `retriever` is given."""
     retriever: Annotated[RetrieverLike | None, Live()] = None
-    """Where candidates come from; or give `vector_store`."""
+    """The retriever that candidates come from; None if `vector_store` is given."""
     reranker: Annotated[InstanceOf[BaseDocumentCompressor], Live()]
-    """Puts the candidates in order: a `BgeRerank`, a `BgeM3Rerank` or any other document compressor."""
+    """The reranker of the candidates: a `BgeRerank`, a `BgeM3Rerank` or any other document compressor."""
     fetch_k: int | None = Field(default=None, ge=1)
     """Candidates to fetch; None = the `k` of a `VectorStoreRetriever` that has one in its `search_kwargs`, else 50.
-    Another `retriever` decides that itself: leave it out there."""
+    Any other `retriever` decides that itself: leave it out there."""
     top_n: int | None = Field(default=None, ge=1)
-    """Documents to give; None = the reranker's own `top_n`, or all that a reranker without one gives."""
+    """Documents to return; None = the reranker's own `top_n`, or all that a reranker without one returns."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the store's search, such as `filter`. Some stores have a `fetch_k` of their own, how many
     documents they look at before they filter: here it is chosen so that enough are found, unless you give it."""
@@ -136,13 +136,13 @@ class RerankingRetriever(BaseRetriever):
 
     @property
     def _store(self) -> VectorStore | None:
-        """The store behind either source, where there is one."""
+        """The vector store behind `vector_store` or `retriever`; None if there is none."""
         return self.retriever.vectorstore if isinstance(self.retriever, VectorStoreRetriever) else self.vector_store
 
     def _plan(
         self, top_n: int | None, fetch_k: int | None, search_kwargs: dict[str, Any]
     ) -> tuple[int | None, Iterator[dict[str, Any]]]:
-        """How many documents a call gives, and the arguments of one search after the other, until one finds enough."""
+        """Return the call's `top_n`, and the arguments of the searches to run until one finds enough."""
         search_kwargs = {**self.search_kwargs, **search_kwargs}
         fetch_k = self.fetch_k if fetch_k is None else fetch_k
         asked = self.top_n if top_n is None else top_n
@@ -167,7 +167,7 @@ class RerankingRetriever(BaseRetriever):
         return top_n, searches(store, k, {**own, **search_kwargs}, mmr=mmr)
 
     def _check_handed_on(self, fetch_k: int | None, search_kwargs: dict[str, Any]) -> None:
-        """Refuse what a retriever without a store would leave out in silence."""
+        """Refuse arguments that a retriever without a store would silently ignore."""
         lost = [] if fetch_k is None else [f"fetch_k={fetch_k}"]
         lost += [] if takes_arguments(self.retriever) else [f"search_kwargs {name}=" for name in search_kwargs]
         if lost:
@@ -177,12 +177,12 @@ class RerankingRetriever(BaseRetriever):
             )
 
     def _reranker(self, top_n: int | None) -> BaseDocumentCompressor:
-        """The reranker, told the `top_n` of this call where it has one."""
+        """Return the reranker, with the `top_n` of this call if it has that field."""
         has_one = "top_n" in type(self.reranker).model_fields
         return self.reranker.model_copy(update={"top_n": top_n}) if has_one else self.reranker
 
     def _check_store(self) -> None:
-        """Refuse a store that another model has filled; once a store, as hashing a model's files takes time."""
+        """Refuse a store that another model filled; checked once per store, as hashing a model's files takes time."""
         store = self._store
         embedder = getattr(store.embeddings, "embedder", None) if store is not None else None
         if isinstance(embedder, BgeEmbedder) and read_fingerprint(store) is not None:
@@ -203,5 +203,8 @@ def _scored(found: Iterable[tuple[Document, float]]) -> list[Document]:
 
 
 def _best(documents: Sequence[Document], top_n: int | None) -> list[Document]:
-    """The first `top_n`; another compressor may give more, and copies of its own that scores would tell apart."""
+    """Return copies of the first `top_n` documents that equal their originals, whatever their scores.
+
+    Compressors of other packages may return more documents, and copies whose scores make them unequal.
+    """
     return [with_scores(document) for document in documents[:top_n]]

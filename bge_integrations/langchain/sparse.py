@@ -16,10 +16,10 @@ from langchain_qdrant import SparseEmbeddings, SparseVector
 
 
 class BgeM3SparseEmbeddings(M3Fields, SparseEmbeddings):
-    """bge-m3's lexical weights as langchain-qdrant's `SparseEmbeddings`; cheap to make, weights load at first use.
+    """bge-m3's lexical weights as langchain-qdrant's `SparseEmbeddings`; cheap to make, its weights load at first use.
 
     In Qdrant's own hybrid mode the store asks the dense and the sparse model one after the other, so each text runs
-    through bge-m3 twice; both use one copy of its weights. `HybridRetriever` asks once.
+    through bge-m3 twice; both use one copy of its weights. `HybridRetriever` runs it once.
 
     Example:
         ```python
@@ -45,7 +45,7 @@ class BgeM3SparseEmbeddings(M3Fields, SparseEmbeddings):
             texts: Any number of texts; they are taken as they are.
 
         Returns:
-            Token ids and their weights, one `SparseVector` a text; [] for [].
+            Token ids and their weights, one `SparseVector` per text; [] for [].
 
         Raises:
             TypeError: `texts` is a bare string, or an item is no string.

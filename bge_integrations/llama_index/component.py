@@ -1,4 +1,4 @@
-"""What the LlamaIndex classes share: one model by either name, strict keywords, dumps that load again."""
+"""The base classes for LlamaIndex: one model by either name, strict keywords, dumps that load again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,11 +18,11 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class BgeComponent(ModelFields, BaseComponent):
-    """A component in front of one object of the core.
+    """A LlamaIndex component around one object of the core.
 
     The model is the first argument, or `model=`, or `model_name=`: LlamaIndex's own classes know both names. Unknown
-    keywords are refused, yet the class accepts its own `model_dump()` and `to_dict()`. What decides the results is in
-    these; the live objects (caches, callbacks) and the token are not.
+    keywords are refused, yet the class accepts its own `model_dump()` and `to_dict()`. These hold all that decides the
+    results, but not the live objects (caches, callbacks) and the token.
     """
 
     if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes from the fields
@@ -34,7 +34,7 @@ class BgeComponent(ModelFields, BaseComponent):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, data: Any) -> Any:
-        """Take out the class's name, which the framework writes into every dump, and read the model's by either."""
+        """Drop the class's name, which the framework writes into every dump; read the model by either name."""
         if not isinstance(data, Mapping):
             return data
         if data.get("class_name") == cls.class_name():
@@ -43,7 +43,7 @@ class BgeComponent(ModelFields, BaseComponent):
 
 
 class BgeEmbeddingComponent(BgeComponent):
-    """What embedding models share besides: the model's name and what goes before documents."""
+    """The base class of the embedding models, which adds the model's name and the text before documents."""
 
     model_name: PathText
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
@@ -53,7 +53,7 @@ class BgeEmbeddingComponent(BgeComponent):
     _model_field: ClassVar[str] = "model_name"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """As the framework's; for a local folder also the state of its files, which an ingestion cache has to see."""
+        """Return the framework's dump, for a local folder with the state of its files, which ingestion caches need."""
         dumped = super().to_dict(**kwargs)
         if Path(self.model_name).is_dir():
             dumped[_FOLDER_STATE] = self._core().describe()["revision"]
@@ -61,17 +61,17 @@ class BgeEmbeddingComponent(BgeComponent):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """Make an object from what `to_dict` gave."""
+        """Make an object from what `to_dict` returned."""
         return super().from_dict({key: value for key, value in data.items() if key != _FOLDER_STATE}, **kwargs)
 
 
 def without_span(method: _Method) -> _Method:
-    """The framework's method as it is written; the framework puts one span round it, and one round an override."""
+    """Return the framework's method without the span round it, for use in an override, which has its own span."""
     return cast("_Method", unwrap(method))
 
 
 def _with_one_model(data: Mapping[str, Any], field: str, *positional: Any) -> dict[str, Any]:
-    """The arguments with the model under the field's name, by whichever it was given."""
+    """Return the arguments with the model under the field's name, whichever name it was given by."""
     if len(positional) > 1:
         raise TypeError(f"{len(positional)} positional arguments were given; only the model is one.")
     values = (*positional, *(data.get(name) for name in MODEL_NAMES))
@@ -86,7 +86,7 @@ def _with_one_model(data: Mapping[str, Any], field: str, *positional: Any) -> di
 _Embedding = TypeVar("_Embedding")
 
 _TEXTS = 256
-"""Texts a batch: the framework validates its vectors on the event loop, 3 ms for this many of 1,024 numbers."""
+"""Texts per batch: the framework validates its vectors on the event loop, 3 ms for this many of 1,024 numbers."""
 _BATCHES = 8
 """Batches under way at a time, so that the engine has enough to choose from."""
 
@@ -102,13 +102,13 @@ async def in_batches(
 
     Args:
         embed: Embeds one batch.
-        texts: All of them.
-        batch_size: Most texts a batch; never more than 256 are taken.
+        texts: All texts.
+        batch_size: The most texts per batch; never more than 256 are taken.
         num_workers: Batches under way at a time; None = 8.
-        show_progress: Show a bar.
+        show_progress: Show a progress bar.
 
     Returns:
-        One embedding a text, in order.
+        One embedding per text, in order.
     """
     size = min(batch_size, _TEXTS)
     free = asyncio.Semaphore(num_workers or _BATCHES)

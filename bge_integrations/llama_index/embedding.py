@@ -16,7 +16,7 @@ from bge_integrations.llama_index.component import BgeEmbeddingComponent, in_bat
 class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
     """BGE and other sentence-transformers models as an embedding model.
 
-    Construction is cheap; the weights load at first use, once for every object of the process that uses the model.
+    Construction is cheap; the weights load at first use, once for all objects of the process that use the model.
 
     ```python
     embed_model = BgeEmbedding(model_name="BAAI/bge-base-en-v1.5")
@@ -38,7 +38,7 @@ class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which the framework stores this class."""
+        """Return the name under which the framework stores this class."""
         return "BgeEmbedding"
 
     @property
@@ -96,7 +96,7 @@ class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
     ) -> list[Embedding]:
         """Embed documents off the event loop, `num_workers` batches (default 8) of at most 256 texts at a time.
 
-        The framework's own method reports the ends of all batches in one go, which holds the event loop for long.
+        The framework's own method reports the ends of all batches in one go, which blocks the event loop for long.
         """
         keyed = await self._akeyed("document")
 

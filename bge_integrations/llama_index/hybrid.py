@@ -35,10 +35,10 @@ _dispatcher = get_dispatcher(__name__)
 
 
 class HybridRetriever(BaseRetriever):
-    """Retrieves by meaning and by words at once: dense vectors from an index's store, sparse ones from a `SparseIndex`.
+    """A retriever by meaning and by words: dense vectors from an index's store, sparse ones from a `SparseIndex`.
 
     Both come from one run of the model, for a query as for each node that `insert_nodes` adds. The score of a node is
-    the fused one. Of nodes with one text from one source, the best comes back.
+    the fused one. Of nodes with the same text from the same source, only the best is returned.
 
     ```python
     index = VectorStoreIndex.from_vector_store(store, embed_model=BgeEmbedding(model_name="BAAI/bge-m3"))
@@ -52,16 +52,16 @@ class HybridRetriever(BaseRetriever):
     nor the docstore has is left out, with a line in the log.
 
     Args:
-        index: Over any vector store. Its own embedding model is not used; a `BgeEmbedding` must be of the same model.
+        index: Index over any vector store. Its embedding model is not used; a `BgeEmbedding` must have the same model.
         sparse_index: The sparse vectors of the same nodes, by node id.
         embedder: bge-m3, or a fine-tune of it; its `outputs` don't matter.
         similarity_top_k: How many nodes to return.
         fetch_k: How many candidates to take from either side.
         fusion: "rrf" for reciprocal ranks, "weights" for scores that are scaled to 1 (best) ... 0 (last) on each side.
-        weights: What the dense and the sparse side count.
-        filters: Metadata that nodes must have: not nested. The store applies them to all its nodes; on the sparse side
-            those of the `fetch_k` best that don't match are dropped, so for filters that few nodes match raise it.
-        callback_manager: The framework's observers, of the retrieval and of the embedding of its query.
+        weights: Weights of the dense and the sparse side.
+        filters: Metadata that nodes must have; they must not be nested. The store applies them to all its nodes; on the
+            sparse side, nodes of the `fetch_k` best that don't match are dropped, so raise that if few match.
+        callback_manager: The framework's observers of the retrieval and of the embedding of its query.
 
     Raises:
         TypeError: `embedder` is not a `BgeM3Embedder`.
@@ -106,9 +106,9 @@ class HybridRetriever(BaseRetriever):
         """Embed nodes once for both sides and add them to the index and to the sparse index.
 
         Args:
-            nodes: They stay as they are; an embedding that a node already has is replaced in its copy. The sparse index
-                replaces ids that it has; whether the store does is its own affair.
-            show_progress: Show a bar.
+            nodes: The nodes, which are not changed; an embedding that a node already has is replaced in its copy. The
+                sparse index replaces ids that it has; whether the store does depends on the store.
+            show_progress: Show a progress bar.
         """
         self._check_models()
         for batch in iter_batch(nodes, _INSERT_BATCH):
@@ -119,7 +119,7 @@ class HybridRetriever(BaseRetriever):
             self.sparse_index.add(ids, embeddings.sparse or [], fingerprint, texts)
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> None:
-        """As `insert_nodes`, off the event loop as far as the store allows."""
+        """Insert nodes like `insert_nodes`, off the event loop as far as the store allows."""
         await asyncio.to_thread(self._check_models)
         for batch in iter_batch(nodes, _INSERT_BATCH):
             ids, texts = [node.node_id for node in batch], _texts(batch)
@@ -151,7 +151,7 @@ class HybridRetriever(BaseRetriever):
 
     @contextmanager
     def _embedding_reported(self, texts: list[str]) -> Iterator[list[list[float]]]:
-        """Tell the framework's observers what is embedded, as an embedding model does; yields the list to fill."""
+        """Report an embedding to the framework's observers, as an embedding model does; yield the list to fill."""
         vectors: list[list[float]] = []
         model = {"class_name": type(self.embedder).__name__, "model_name": self.embedder.model}
         _dispatcher.event(EmbeddingStartEvent(model_dict=model))
@@ -163,9 +163,9 @@ class HybridRetriever(BaseRetriever):
             _dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors))
 
     def _dense_side(self) -> VectorIndexRetriever:
-        """Made for each query, as it holds the ids of the nodes that the index has when it is made.
+        """Return a retriever for one query, as it holds the ids of the nodes that the index has when it is made.
 
-        Its public `retrieve` would follow index nodes to other ids, and report one search as two.
+        Its public `retrieve` is not used: it would follow index nodes to other ids, and report one search as two.
         """
         ids = list(self.index.index_struct.nodes_dict.values())
         return VectorIndexRetriever(self.index, self.fetch_k, filters=self.filters, node_ids=ids)
@@ -176,7 +176,7 @@ class HybridRetriever(BaseRetriever):
     def _fused(
         self, dense: list[NodeWithScore], sparse: list[tuple[str, float]], others: list[BaseNode]
     ) -> list[NodeWithScore]:
-        """The best nodes of both sides; `others` are those that only the sparse side found."""
+        """Return the best nodes of both sides; `others` are those that only the sparse side found."""
         nodes: dict[str, BaseNode] = {found.node_id: found.node for found in dense}
         nodes |= {node.node_id: node for node in others if self._fits(node)}
         known = [(node_id, score) for node_id, score in sparse if node_id in nodes]
@@ -189,7 +189,7 @@ class HybridRetriever(BaseRetriever):
         return distinct(best)[: self.similarity_top_k]
 
     def _fits(self, node: BaseNode) -> bool:
-        """Whether the filters let a node pass, by what a store would keep of it."""
+        """Return whether the filters let a node pass, by the metadata that a store would keep of it."""
         if self.filters is None:
             return True
         return build_metadata_filter_fn(lambda _: node_to_metadata_dict(node), self.filters)(node.node_id)
@@ -204,7 +204,7 @@ class HybridRetriever(BaseRetriever):
         return scored
 
     def _read(self, ids: list[str]) -> list[BaseNode]:
-        """The nodes of these ids, from the store or, where it can't give them, from the docstore."""
+        """Return the nodes with these ids, from the store or, if it can't look them up, from the docstore."""
         if not ids:
             return []
         try:
@@ -234,7 +234,7 @@ class HybridRetriever(BaseRetriever):
         return nodes
 
     def _check_models(self) -> None:
-        """Compare fingerprints, once: the model's own is worked out from its weights."""
+        """Refuse a store or an index of another model; checked once, as a fingerprint is made from the weights."""
         dense, embed_model = self.embedder.with_outputs("dense"), self.index._embed_model  # noqa: SLF001
         check_fingerprint(self.index.vector_store, dense.fingerprint)
         self.sparse_index.check_fingerprint(self._sparse_fingerprint)
@@ -246,7 +246,7 @@ class HybridRetriever(BaseRetriever):
         self._is_checked = True
 
     def _claim(self) -> str:
-        """Keep the dense model's fingerprint with the store, which has taken its vectors; give the sparse one's."""
+        """Write the dense model's fingerprint to the store, which has taken its vectors; return the sparse one's."""
         write_fingerprint(self.index.vector_store, self.embedder.with_outputs("dense").fingerprint)
         return self._sparse_fingerprint
 
@@ -265,12 +265,12 @@ def _check_numbers(similarity_top_k: int, fetch_k: int, weights: tuple[float, fl
 
 
 def _queries(query: QueryBundle) -> list[str]:
-    """What is embedded, in one run: the query's own words, for the sparse side, then what the dense side reads."""
+    """Return the texts to embed: the query's own words, for the sparse side, then those for the dense side."""
     return list(dict.fromkeys([query.query_str, *query.embedding_strs]))
 
 
 def _with_vector(query: QueryBundle, embeddings: M3Embeddings) -> QueryBundle:
-    """The query with its dense vector: its own, or the mean of what it says to embed, as in the framework."""
+    """Return the query with its dense vector: its own, or the mean of its texts' vectors, as in the framework."""
     if query.embedding is not None or embeddings.dense is None:
         return QueryBundle(query.query_str, embedding=query.embedding)
     texts = _queries(query)
@@ -283,7 +283,7 @@ def _lists(embeddings: M3Embeddings) -> list[list[float]]:
 
 
 def _missing(dense: list[NodeWithScore], sparse: list[tuple[str, float]]) -> list[str]:
-    """The ids that only the sparse side found."""
+    """Return the ids that only the sparse side found."""
     found = {node.node_id for node in dense}
     return [node_id for node_id, _ in sparse if node_id not in found]
 
@@ -293,7 +293,7 @@ def _texts(nodes: Sequence[BaseNode]) -> list[str]:
 
 
 def _embedded(nodes: Sequence[BaseNode], embeddings: M3Embeddings) -> list[BaseNode]:
-    """Copies of the nodes with their dense vectors, which the index then takes as they are."""
+    """Return copies of the nodes with their dense vectors, which the index then takes as they are."""
     if embeddings.dense is None:
         raise ValueError("No dense vectors to insert.")
     vectors = to_lists(embeddings.dense)

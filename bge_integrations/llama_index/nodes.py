@@ -1,4 +1,4 @@
-"""What is done with found nodes: a score belongs to the query, so it changes nothing of what a node is."""
+"""Helpers for found nodes: duplicates, copies, and scores, which belong to the query and leave a node the same."""
 
 from copy import deepcopy
 from functools import cache
@@ -13,12 +13,12 @@ _HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
 
 
 def distinct(found: list[NodeWithScore]) -> list[NodeWithScore]:
-    """The first of each group of nodes with one id, or with one text and source."""
+    """Return the first of each group of nodes with the same id, or with the same text and source."""
     return without_duplicates(found, lambda hit: _identity(hit.node))
 
 
 def copied(node: BaseNode) -> BaseNode:
-    """A copy that shares neither metadata nor lists with the node."""
+    """Return a copy that shares neither metadata nor lists with the node."""
     return node.model_copy(
         update={
             "metadata": deepcopy(node.metadata),
@@ -29,10 +29,10 @@ def copied(node: BaseNode) -> BaseNode:
 
 
 def with_retrieval_score(node: BaseNode, score: float) -> BaseNode:
-    """A copy with the score in its metadata, hidden from embedding models and LLMs, and with the node's own `hash`.
+    """Return a copy with the score in its metadata, hidden from embedding models and LLMs, and with the same `hash`.
 
-    The first score stays: what a later reranking is given is the score of an earlier one. A key of that name that the
-    node does not hide is somebody else's, and stays too.
+    The first score stays, as a later reranking is given the score of an earlier one. A key of that name that the node
+    does not hide was not set here, and stays too.
     """
     copy = copied(node)
     is_scored = isinstance(copy, _Scored)  # a plain node that hides the key was stored after an earlier search
@@ -48,17 +48,17 @@ def with_retrieval_score(node: BaseNode, score: float) -> BaseNode:
 
 
 def _identity(node: BaseNode) -> Identity:
-    """What tells nodes apart; those that stand for more than their text, an image or an index, by their ids alone."""
+    """Return what tells nodes apart; image and index nodes, which are more than their text, count by id alone."""
     text = "" if isinstance(node, IndexNode | ImageNode) else node.get_content(metadata_mode=MetadataMode.NONE)
     return Identity(node.node_id, text, node.metadata)
 
 
 class _Scored:
-    """Makes a class of nodes one whose `hash` leaves the score out: docstores and fusions tell nodes apart by it."""
+    """A mixin for node classes whose `hash` leaves the score out, as docstores and fusions tell nodes apart by it."""
 
     __slots__ = ()
 
-    if not TYPE_CHECKING:  # the class that it is mixed into has the rest
+    if not TYPE_CHECKING:  # the class that it is mixed into has the other members
 
         @property
         def hash(self) -> str:
@@ -72,7 +72,7 @@ class _Scored:
 
 @cache
 def _scored(kind: type[BaseNode]) -> type[BaseNode]:
-    """The class of nodes like these that carry scores; it goes by the same name, as stores and dumps do."""
+    """Return the subclass for nodes with scores; it keeps the class's name, which stores and dumps go by."""
     names = ("__module__", "__qualname__", "__doc__")
     metaclass: Any = type(kind)
     scored: type[BaseNode] = metaclass(kind.__name__, (_Scored, kind), {name: getattr(kind, name) for name in names})
@@ -80,6 +80,6 @@ def _scored(kind: type[BaseNode]) -> type[BaseNode]:
 
 
 def _blank(kind: type[BaseNode]) -> BaseNode:
-    """What unpickling fills."""
+    """Return an empty node with a score, for unpickling to fill."""
     scored = _scored(kind)
     return scored.__new__(scored)

@@ -1,4 +1,4 @@
-"""What the node postprocessors share: copies, scores, thresholds, events."""
+"""The base class of the node postprocessors: copies, scores, thresholds, events."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +20,10 @@ _dispatcher = get_dispatcher(__name__)
 
 
 class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
-    """Scores nodes against the query and puts the best first.
+    """A base class that scores nodes against the query and puts the best first.
 
-    Gives new `NodeWithScore` objects round copies of the nodes; what it was given stays as it was. What is scored is
-    what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
+    It returns new `NodeWithScore` objects with copies of the nodes; its input is not changed. It scores what the
+    embedding model sees of a node (text and metadata, `MetadataMode.EMBED`).
     """
 
     model: PathText
@@ -31,20 +31,20 @@ class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
     top_n: int | None = Field(default=3, ge=1)
     """How many nodes to keep; None = all."""
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """Nodes that score below it are dropped; None = none are."""
+    """The lowest score of a node that is kept; None = all are kept."""
     keep_retrieval_score: bool = True
     """Keep the score that a node came with as `retrieval_score` in its metadata, through later rerankings too. The
-    node's `hash` stays what it was."""
+    node's `hash` does not change."""
 
     def _rank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
-        """Position and score of the `top_n` best texts, best first.
+        """Return the positions and scores of the `top_n` best texts, best first.
 
-        Not an abstract method: the framework would put a span round each.
+        This is no abstract method, as the framework would put a span round each.
         """
         raise NotImplementedError
 
     async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
-        """As `_rank`, off the event loop."""
+        """Rank texts like `_rank`, off the event loop."""
         raise NotImplementedError
 
     def _postprocess_nodes(
@@ -66,7 +66,7 @@ class BgeNodePostprocessor(BgeComponent, BaseNodePostprocessor):
 
     @contextmanager
     def _reported(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:
-        """Tell the framework's observers of start and end, also when it ends in an error; yields the list to fill."""
+        """Report start and end, also after an error, to the framework's observers; yield the list to fill."""
         best: list[NodeWithScore] = []
         top_n = len(nodes) if self.top_n is None else self.top_n
         _dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.model))
@@ -107,7 +107,7 @@ def _texts(nodes: list[NodeWithScore]) -> list[str]:
 
 
 def _bare(node: BaseNode) -> BaseNode:
-    """The node without the hash that `populate` keeps with it."""
+    """Return the node; if `populate` keeps a hash in its metadata, a copy that hides it from the model."""
     if HASH_KEY not in node.metadata:
         return node
     hidden = [*node.excluded_embed_metadata_keys, HASH_KEY]

@@ -16,7 +16,7 @@ from bge_integrations.types import M3Embeddings
 class BgeRerank(RerankerFields, BgeNodePostprocessor):
     """BGE rerankers, and other cross-encoders with one label, as a node postprocessor.
 
-    Gives new `NodeWithScore` objects round copies of the nodes, best first; what it was given stays as it was. A node's
+    It returns new `NodeWithScore` objects with copies of the nodes, best first; its input is not changed. A node's
     score is the relevance of what the embedding model sees of it (text and metadata, `MetadataMode.EMBED`).
 
     ```python
@@ -45,7 +45,7 @@ class BgeRerank(RerankerFields, BgeNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which the framework stores this class."""
+        """Return the name under which the framework stores this class."""
         return "BgeRerank"
 
     @property
@@ -62,11 +62,11 @@ class BgeRerank(RerankerFields, BgeNodePostprocessor):
 
 
 class BgeM3Rerank(BgeNodePostprocessor):
-    """Multi-vector reranking with bge-m3: each token of the query looks for its best token of the node.
+    """Multi-vector reranking with bge-m3: each token of the query is compared with its best token of the node.
 
-    Gives new `NodeWithScore` objects round copies of the nodes, best first; what it was given stays as it was. What is
-    scored is what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`). However many candidates
-    there are, the vectors of 256 at most are in memory together.
+    It returns new `NodeWithScore` objects with copies of the nodes, best first; its input is not changed. It scores
+    what the embedding model sees of a node (text and metadata, `MetadataMode.EMBED`). However many candidates there
+    are, the vectors of 256 at most are in memory together.
 
     ```python
     reranker = BgeM3Rerank(top_n=5)
@@ -83,12 +83,12 @@ class BgeM3Rerank(BgeNodePostprocessor):
     model: PathText = "BAAI/bge-m3"
     """Id of the model on the Hugging Face hub, or a folder that holds it."""
     weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    """What the scores of dense, sparse and token vectors (`maxsim`) count; the score is their weighted mean. Only
-    outputs that count are computed."""
+    """Weights of the scores of dense, sparse and token vectors (`maxsim`); the score is their weighted mean. Outputs
+    of weight 0 are not computed."""
     document_instruction: str | None = None
     """Text before every node; None = the catalogue's, "" = none."""
     normalize: bool | None = None
-    """Give dense vectors length one; None = as the catalogue says."""
+    """Scale dense vectors to length 1; None = as the catalogue says."""
 
     _core_type: ClassVar[type] = BgeM3Embedder
 
@@ -102,12 +102,12 @@ class BgeM3Rerank(BgeNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which the framework stores this class."""
+        """Return the name under which the framework stores this class."""
         return "BgeM3Rerank"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs that count."""
+        """The outputs whose weight is not 0."""
         return tuple(output for output, weight in zip(OUTPUTS, self.weights, strict=True) if weight)
 
     @property
@@ -122,7 +122,7 @@ class BgeM3Rerank(BgeNodePostprocessor):
         queries, scores = self.embedder.encode_queries([query]), list[float]()
         for passages in self.embedder.iter_documents(texts, RERANKED_AT_ONCE):
             scores += self._scores(queries, passages)
-            del passages  # not kept until the next ones are there
+            del passages  # frees their memory before the next ones come
         return self._best(scores)
 
     async def _arank(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
@@ -135,7 +135,7 @@ class BgeM3Rerank(BgeNodePostprocessor):
         return self._best(scores)
 
     def _scores(self, query: M3Embeddings, passages: M3Embeddings) -> list[float]:
-        """The score of each passage with the one query."""
+        """Return the score of each passage for the one query."""
         total = sum(self.weights)
         singles = [single_scores(query, 0, passages, row) for row in range(len(passages))]
         return [

@@ -1,4 +1,4 @@
-"""`RerankingRetriever`: many candidates from a vector store, the few most relevant ones returned."""
+"""`RerankingRetriever`: it fetches many candidates from a vector store and returns the most relevant ones."""
 
 import asyncio
 from copy import copy
@@ -24,10 +24,10 @@ _dispatcher = get_dispatcher(__name__)
 
 
 class RerankingRetriever(BaseRetriever):
-    """Retrieves `fetch_k` candidates, drops duplicates and returns the best `top_n` after reranking.
+    """A retriever that fetches `fetch_k` candidates, drops duplicates and returns the best `top_n` after reranking.
 
-    Two candidates are one if they have the same id, or the same text from the same source. If the embedding model is a
-    `BgeEmbedding`, the first retrieval checks that it is the model which filled the collection.
+    Two candidates are duplicates if they have the same id, or the same text from the same source. If the embedding
+    model is a `BgeEmbedding`, the first retrieval checks that it is the model which filled the collection.
 
     ```python
     retriever = RerankingRetriever(index=index, reranker=BgeRerank(model="BAAI/bge-reranker-v2-m3", top_n=5))
@@ -35,17 +35,17 @@ class RerankingRetriever(BaseRetriever):
     ```
 
     Args:
-        index: Where candidates come from; or give one of the next two.
+        index: The index that candidates come from; or give one of the next two.
         vector_store: A filled vector store, queried with `Settings.embed_model`, as the framework does for a bare one.
-        retriever: A `VectorIndexRetriever` gives its own `similarity_top_k`, or on a copy `fetch_k`; any other decides
-            itself how many it gives.
+        retriever: A `VectorIndexRetriever` returns its own `similarity_top_k` candidates or, on a copy, `fetch_k`. Any
+            other retriever decides itself how many.
         reranker: Scores the candidates: a `BgeRerank`, a `BgeM3Rerank` or any other node postprocessor.
         fetch_k: How many candidates to retrieve (default 50, or what `retriever` says).
         top_n: How many nodes to return; None for what the reranker says.
         filters: Metadata that candidates must have; not with `retriever`.
-        callback_manager: The framework's observers, of the retrieval and of what it consists of: the search, the
-            embedding of the query, the reranking. None leaves each part its own. A `retriever` that is no
-            `VectorIndexRetriever` keeps its own.
+        callback_manager: The framework's observers of the retrieval and of its parts: the search, the embedding of the
+            query, the reranking. None leaves each part its own. A `retriever` that is no `VectorIndexRetriever` keeps
+            its own.
 
     Raises:
         TypeError: `reranker` is no node postprocessor.
@@ -96,7 +96,7 @@ class RerankingRetriever(BaseRetriever):
         return (await self.reranker.apostprocess_nodes(distinct(found), query))[: self.top_n]
 
     def _check_collection(self) -> None:
-        """Compare fingerprints, once; the model's own is worked out from its weights, so only where it is needed."""
+        """Refuse a collection of another model; checked once, as the model's fingerprint is made from its weights."""
         if self._collection_is_checked or not isinstance(self.candidates, VectorIndexRetriever):
             return
         embed_model = self.candidates._embed_model  # noqa: SLF001 - neither has a public name
@@ -111,7 +111,7 @@ def _candidates(
     fetch_k: int | None,
     filters: MetadataFilters | None,
 ) -> BaseRetriever:
-    """The retriever of the candidates, told how many to get."""
+    """Return the retriever of the candidates, set to the number of candidates to fetch."""
     if isinstance(source, BasePydanticVectorStore):
         source = VectorStoreIndex.from_vector_store(source)
     if isinstance(source, VectorStoreIndex):
@@ -135,7 +135,7 @@ def _candidates(
 def _told(
     reranker: BaseNodePostprocessor, top_n: int | None, callback_manager: CallbackManager | None
 ) -> BaseNodePostprocessor:
-    """The reranker, or a copy that knows what this retriever was told."""
+    """Return the reranker, or a copy with this retriever's `top_n` and `callback_manager` where they are given."""
     if top_n is not None and top_n < 1:
         raise ValueError(f"top_n={top_n}: it must be at least 1.")
     told: dict[str, Any] = {} if callback_manager is None else {"callback_manager": callback_manager}
@@ -145,7 +145,7 @@ def _told(
 
 
 def _observe(candidates: VectorIndexRetriever, callback_manager: CallbackManager) -> None:
-    """Have a retriever of ours, and a copy of its embedding model, report to the observers too."""
+    """Make the retriever, and a copy of its embedding model, report to the observers too."""
     candidates.callback_manager = callback_manager
     embed_model = candidates._embed_model  # noqa: SLF001 - it has no public name
     candidates._embed_model = embed_model.model_copy(update={"callback_manager": callback_manager})  # noqa: SLF001

@@ -17,7 +17,7 @@ IndicesAndValues = tuple[list[list[int]], list[list[float]]]
 class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type: ignore[misc]  # both dump alike
     """The sparse vectors of bge-m3 and its fine-tunes: token ids and their weights.
 
-    Construction is cheap; the weights load at first use, once for every object of the process that uses the model: a
+    Construction is cheap; the weights load at first use, once for all objects of the process that use the model: a
     `BgeEmbedding` of the same model shares them.
 
     ```python
@@ -34,7 +34,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
     index.as_retriever(vector_store_query_mode="hybrid").retrieve("what is a panda?")
     ```
 
-    Qdrant's hybrid mode asks for dense and for sparse vectors separately, so the model runs twice a text.
+    Qdrant's hybrid mode asks for dense and for sparse vectors separately, so the model runs twice per text.
     `HybridRetriever` runs it once, over any store.
 
     Raises:
@@ -55,7 +55,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which the framework stores this class."""
+        """Return the name under which the framework stores this class."""
         return "BgeM3SparseEmbedding"
 
     @property
@@ -65,7 +65,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
         return embedder
 
     def sparse_doc_fn(self, texts: list[str]) -> IndicesAndValues:
-        """Embed documents as LlamaIndex's Qdrant store wants them; for its argument of this name.
+        """Embed documents for LlamaIndex's Qdrant store, as its argument of the same name.
 
         Returns:
             The token ids of each text, and their weights.
@@ -73,7 +73,7 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
         return _indices_and_values(self.embedder.encode_documents(texts))
 
     def sparse_query_fn(self, texts: list[str]) -> IndicesAndValues:
-        """As `sparse_doc_fn`, for queries. The store's async search calls it on the event loop, which waits."""
+        """Embed queries like `sparse_doc_fn`; the store's async search blocks the event loop meanwhile."""
         return _indices_and_values(self.embedder.encode_queries(texts))
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:

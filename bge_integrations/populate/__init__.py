@@ -1,4 +1,4 @@
-"""Filling vector stores: run it again and nothing is computed or stored twice.
+"""Filling of vector stores; a second run computes and stores nothing twice.
 
 Example:
     ```python

@@ -1,4 +1,4 @@
-"""Threads that nobody has to wait for, whether a store or an embedder ever answers them or not."""
+"""Background threads that do not keep the process from ending, even if a store or embedder never answers."""
 
 import atexit
 import ctypes
@@ -16,21 +16,21 @@ T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
 
 _SECONDS = 0.5
-"""How long threads are stopped at the end of the process."""
+"""How many seconds it may take to stop the threads at the end of the process."""
 _threads: "weakref.WeakSet[Thread]" = weakref.WeakSet()
 
 
 class Background(Generic[T]):
-    """Does jobs in daemon threads, in their order; the threads end once it is closed, or gone, and its jobs are done.
+    """A queue of jobs that daemon threads do in order; they end when it is closed or deleted and its jobs are done.
 
-    Python joins the threads of a `ThreadPoolExecutor` before it ends, however long they take.
+    A `ThreadPoolExecutor` would not do: Python waits for its threads before it ends, however long they take.
 
     Args:
-        threads: How many; each has the context variables of who made the object.
-        name: What they are called.
+        threads: The number of threads; each has the context variables of the code that made the object.
+        name: The first part of the threads' names.
 
     Attributes:
-        close: Have the threads end; nobody waits for them.
+        close: A function that lets the threads end after their jobs, without waiting for them.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -45,19 +45,19 @@ class Background(Generic[T]):
             thread.start()
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
-        """Have a job done."""
+        """Queue a job and return the future of its result."""
         future: Future[T] = Future()
         self._jobs.put((future, work))
         return future
 
     def stop(self, seconds: float) -> None:
-        """End the threads within their jobs, between two operations of Python, and wait so long for that."""
+        """End the threads even within a job, between two operations of Python; wait up to `seconds` for that."""
         self.close()
         _stop(self._threads, seconds)
 
 
 def _work(jobs: "SimpleQueue[_Job | None]") -> None:
-    with suppress(SystemExit):  # from `_stop`, between two jobs
+    with suppress(SystemExit):  # raised by `_stop` between two jobs
         while (job := jobs.get()) is not None:
             future, work = job
             if future.set_running_or_notify_cancel():
@@ -65,7 +65,7 @@ def _work(jobs: "SimpleQueue[_Job | None]") -> None:
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
-            del job, future, work  # and what they hold, while the next one is waited for
+            del job, future, work  # frees what they hold while the thread waits for the next job
 
 
 def _end(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
@@ -83,5 +83,5 @@ def _stop(threads: list[Thread], seconds: float) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    """A thread that is in the middle of a forward, say, when the interpreter goes would abort the process."""
+    """Stop all threads: one that is in a forward pass, say, when the interpreter ends would abort the process."""
     _stop(list(_threads), _SECONDS)

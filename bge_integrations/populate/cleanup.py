@@ -1,4 +1,4 @@
-"""Stale documents: what a store holds of the sources of a run, or in all, and the run did not bring."""
+"""Deletion of stale documents: the store holds them from earlier runs, and this run did not bring them."""
 
 import logging
 import sqlite3
@@ -17,7 +17,7 @@ Cleanup = Literal["source", "full"]
 
 
 class Seen:
-    """The ids and sources of a run, however many: SQLite keeps them in a temporary file of its own."""
+    """The ids and sources that a run has brought; SQLite keeps them in a temporary file, so there may be any number."""
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("")
@@ -25,30 +25,30 @@ class Seen:
         self._database.execute("CREATE TABLE sources (source TEXT PRIMARY KEY) WITHOUT ROWID")
 
     def close(self) -> None:
-        """Delete the file."""
+        """Close the temporary file, which deletes it."""
         self._database.close()
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Note documents of the run."""
+        """Remember the ids and sources of documents that the run has brought."""
         for entry in entries:
             self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (entry.id,))
             if entry.source is not None:
                 self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (entry.source,))
 
     def sources(self) -> list[str]:
-        """All sources seen."""
+        """Return all sources of the run, sorted."""
         return [source for (source,) in self._database.execute("SELECT source FROM sources ORDER BY source")]
 
     def lacks(self, ids: Iterable[str]) -> list[str]:
-        """Those ids that the run did not bring."""
+        """Return those of `ids` that the run did not bring."""
         query = "SELECT 1 FROM ids WHERE id = ?"
         return [document_id for document_id in ids if not self._database.execute(query, (document_id,)).fetchone()]
 
 
 def delete_stale(sink: Sink, cleanup: Cleanup, seen: Seen, failed: Iterable[Failure]) -> int:
-    """Delete the stale documents among those that populate wrote; return how many they were.
+    """Delete the stale documents that populate wrote in earlier runs; return how many were deleted.
 
-    A source of which a document failed keeps all it had. Where a failed document's source is unknown, all keep theirs.
+    If a document failed, all stored documents of its source are kept. If its source is unknown, nothing is deleted.
     """
     incomplete = {failure.source for failure in failed}
     if None in incomplete:
@@ -70,7 +70,10 @@ def delete_stale(sink: Sink, cleanup: Cleanup, seen: Seen, failed: Iterable[Fail
 
 
 def _pages(sink: Sink, source: str | None, incomplete: set[str | None]) -> Iterator[list[str]]:
-    """Ids of what populate wrote, of one source or, with None, of all that are complete."""
+    """Yield the ids of stored documents that populate wrote, page by page; skip the `incomplete` sources.
+
+    They are those of one source, or of all if `source` is None.
+    """
     for page in sink.pages(source):
         of = [(name, metadata, source_in(metadata, sink.framework.source_keys)) for name, metadata in page]
         yield [

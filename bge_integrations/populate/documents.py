@@ -1,4 +1,4 @@
-"""What a document is, and where documents come from: iterables, loaders, asynchronous iterators."""
+"""Documents on their way into a store, and their sources: iterables, loaders, asynchronous iterators."""
 
 import asyncio
 import hashlib
@@ -22,12 +22,12 @@ class Entry:
     """One document or node on its way into a store.
 
     Attributes:
-        id: Its own id, else one made of its content.
-        document: A copy to store; its metadata may keep the content hash.
-        text: What the model reads.
-        source: What it was taken from; None where that is not known.
-        content_hash: The hash to compare with the stored one; None where the id is the hash.
-        position: Its place in the input.
+        id: Its own id, or one made from its content.
+        document: The object to store; a copy if the content hash was added to its metadata.
+        text: The text that the model embeds.
+        source: What it was taken from, such as a file; None if that is not known.
+        content_hash: The hash to compare with the stored one; None if the id is the hash.
+        position: Its place in the input, from 0.
     """
 
     id: str
@@ -39,10 +39,10 @@ class Entry:
 
 
 def storable(entry: Entry) -> Entry:
-    """Give a document back whose id and source can be kept anywhere.
+    """Return `entry` if any store can keep its id and its source.
 
     Raises:
-        ValueError: One of them is not valid Unicode.
+        ValueError: The id or the source is not valid Unicode.
     """
     for name, value in (("id", entry.id), ("source", entry.source or "")):
         try:
@@ -56,36 +56,36 @@ def storable(entry: Entry) -> Entry:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A document as a store holds it; its text is None where the store does not tell."""
+    """A document as the store holds it; its text is None if the store cannot return it."""
 
     text: str | None
     metadata: Mapping[str, Any]
 
 
 def content_hash(*content: object) -> str:
-    """Hash what JSON knows: the same on every run and machine.
+    """Hash values that JSON can represent; the hash is the same on every run and machine.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        TypeError: There is something that JSON does not know.
+        TypeError: JSON cannot represent a value.
     """
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def hashable_metadata(metadata: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Leave out what is no part of the document: the hash that was kept before, and the scores of a search."""
+    """Return metadata without the content hash that populate stored and without the scores of a search."""
     return {key: value for key, value in metadata.items() if key != HASH_KEY and key not in SCORE_KEYS}
 
 
 def is_ours(document_id: str, metadata: Mapping[str, Any]) -> bool:
-    """Whether populate has put a document into a store."""
+    """Return whether populate has written this document into the store."""
     return bool(metadata.get(HASH_KEY)) or _DIGEST.fullmatch(document_id) is not None
 
 
 _AHEAD = 2
-"""Blocks of an asynchronous source that wait to be read."""
+"""How many blocks of an asynchronous source may wait to be read."""
 
 
 class Loader(Protocol):
@@ -96,16 +96,16 @@ class Loader(Protocol):
 
 
 class Source:
-    """Documents until they are no longer wanted.
+    """The documents of a run, read one by one until `stop` is set.
 
     Args:
         documents: An iterable, or a loader of LangChain.
 
     Attributes:
-        stop: Set once they are not.
+        stop: Set it to end the reading; iterating then raises `CancelledError`.
 
     Raises:
-        TypeError: It is something else, such as one document by itself.
+        TypeError: `documents` is something else, such as a single document.
     """
 
     def __init__(self, documents: Iterable[Any] | Loader) -> None:
@@ -117,7 +117,7 @@ class Source:
             if self.stop.is_set():
                 break
             yield document
-        if self.stop.is_set():  # an end that looked like that of the documents would have the rest cleaned up
+        if self.stop.is_set():  # after a normal end, cleanup would delete the unread documents
             raise asyncio.CancelledError
 
     def __length_hint__(self) -> int:
@@ -125,11 +125,11 @@ class Source:
 
 
 class Handover:
-    """Documents of an event loop on their way to the thread that reads them, a few blocks ahead of it.
+    """A queue that hands documents from an event loop to the thread that reads them, a few blocks ahead of it.
 
     Args:
-        documents: What is iterated asynchronously.
-        size: Documents a block.
+        documents: An asynchronous iterable.
+        size: Documents per block.
     """
 
     def __init__(self, documents: AsyncIterable[Any], size: int) -> None:
@@ -144,11 +144,11 @@ class Handover:
             if isinstance(block, BaseException):
                 raise block
             yield from block
-            with suppress(RuntimeError):  # the loop is closed
+            with suppress(RuntimeError):  # raised if the loop is closed
                 self._loop.call_soon_threadsafe(self._room.release)
 
     async def hand_over(self) -> None:
-        """Iterate over the documents, and close them at the end; their error is raised in the thread."""
+        """Put all documents into the queue and close their iterator; its error is raised in the reading thread."""
         documents = aiter(self._documents)
         try:
             await self._hand_over(documents)
@@ -175,7 +175,10 @@ class Handover:
 
 
 def asynchronous(documents: Any) -> AsyncIterable[Any] | None:
-    """What is to be iterated asynchronously, also of a loader that has a way of its own for that; else None."""
+    """Return the documents as an asynchronous iterable; None if they are to be read synchronously.
+
+    A loader is read asynchronously if its class has an `alazy_load` of its own, not only that of `BaseLoader`.
+    """
     owner = next((cls for cls in type(documents).__mro__ if "alazy_load" in vars(cls)), None)
     if owner is not None and owner.__name__ != "BaseLoader":
         return documents.alazy_load()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Who computes the vectors of a store: our embedders on their own queue, anybody else's in a thread of its own."""
+"""The choice of what computes a store's vectors: this package's embedders on their queue, others in a thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,17 +21,17 @@ class Pending(Protocol):
     """Vectors that are being computed."""
 
     def result(self) -> tuple[Any, int]:
-        """Wait for the vectors and the number of tokens."""
+        """Wait for the vectors; return them with the number of tokens."""
 
     def cancel(self) -> None:
-        """Give up what has not been computed."""
+        """Cancel what has not been computed yet."""
 
 
 class Embedder(Protocol):
-    """Computes vectors while its caller goes on."""
+    """An embedder that computes vectors while its caller goes on."""
 
     def submit_documents(self, texts: list[str], positions: list[int]) -> Pending:
-        """Have vectors computed; `positions` name the texts in warnings."""
+        """Start to embed texts and return at once; warnings name the texts by `positions`."""
 
 
 class _Later:
@@ -46,10 +46,10 @@ class _Later:
 
 
 class ForeignEmbedder:
-    """Somebody else's embeddings, which need not be safe to call from several threads: one thread calls them.
+    """Embeddings from outside this package; only one thread calls them, as they need not be thread-safe.
 
     Args:
-        embed: Gives a vector a text, all of one width: lists of numbers, or an array.
+        embed: Returns one vector per text, all of one width, as lists of numbers or an array.
     """
 
     def __init__(self, embed: Callable[[list[str]], Any]) -> None:
@@ -59,15 +59,15 @@ class ForeignEmbedder:
         self.close, self.stop = self._thread.close, self._thread.stop
 
     def submit_documents(self, texts: list[str], positions: list[int]) -> Pending:  # noqa: ARG002
-        """Have vectors computed, float32 (texts, width); tokens count as 0."""
+        """Start to embed texts, float32 (texts, width), and return at once; tokens count as 0."""
         return _Later(self._thread.submit(partial(self._vectors, texts)))
 
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
-        """Call the embeddings, and refuse what is not one finite vector a text.
+        """Call the embeddings and check that they return one finite vector per text.
 
         Raises:
-            ValueError: It is something else, or not as wide as the vectors before.
-            NonFiniteError: There is NaN or infinity.
+            ValueError: They return something else, or vectors of another width than before.
+            NonFiniteError: A vector has NaN or infinity in it.
         """
         given = self._embed(texts)
         if hasattr(given, "__next__"):
@@ -87,18 +87,18 @@ class ForeignEmbedder:
 
 
 def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | None]:
-    """Find who computes a store's vectors.
+    """Find the embedder that computes a store's vectors.
 
     Args:
         store: The store.
         given: The caller's `embedder=`.
 
     Returns:
-        The core embedder where it is one of ours, and what computes: None where only the store can.
+        The core embedder, None if the embeddings are not this package's; and what computes, None if only the store can.
 
     Raises:
-        TypeError: No store that populate knows, or no embedder.
-        ValueError: `given` is not the store's own, or nobody is there to compute.
+        TypeError: populate cannot fill this kind of store, or `given` is no embedder.
+        ValueError: `given` is not the store's own, or there are no embeddings at all.
     """
     own = _own_or_given(store, given)
     if own is None and given is None:
@@ -115,12 +115,12 @@ def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | Non
                 f"embedder={given!r:.80} is not the store's own, which answers its queries: {own!r:.80}. "
                 "Make the store with the embeddings that are to fill it."
             )
-        core = other  # what only the caller knows of it, such as the device
+        core = other  # it has settings that only the caller knows, such as the device
     return core, core or ForeignEmbedder(_foreign(own))
 
 
 def _own_or_given(store: Any, given: Any) -> Any:
-    """The store's embeddings, or the caller's for a store that takes vectors and has none."""
+    """Return the store's embeddings, or the caller's for a store that takes vectors and has no embeddings."""
     try:
         own = own_embeddings(store)
     except ValueError as error:
@@ -135,7 +135,7 @@ def _own_or_given(store: Any, given: Any) -> Any:
 
 
 def _is_same(given: Any, own: Any) -> bool:
-    """Whether embeddings are one object, or embedding functions of Chroma that are kept alike."""
+    """Return whether both are one object, or embedding functions of Chroma with the same configuration."""
     if given is own or type(given) is not type(own) or not callable(getattr(own, "get_config", None)):
         return given is own
     config = own.get_config()
@@ -143,11 +143,11 @@ def _is_same(given: Any, own: Any) -> bool:
 
 
 def own_embeddings(store: Any) -> Any:
-    """The embeddings with which a store answers queries; None where it has none.
+    """Return the embeddings with which a store embeds queries; None if it has none.
 
     Raises:
-        TypeError: It is no store that populate fills.
-        ValueError: Chroma cannot build the function that a collection keeps.
+        TypeError: populate cannot fill this kind of store.
+        ValueError: Chroma cannot build the embedding function that the collection keeps.
     """
     collection = find_chroma_collection(store)
     if collection is not None and collection is store:
@@ -158,7 +158,7 @@ def own_embeddings(store: Any) -> Any:
         return None
     if callable(getattr(store, "add_documents", None)) and callable(getattr(store, "similarity_search", None)):
         if store.embeddings is None and collection is not None:
-            return _function_of(collection)  # LangChain's Chroma leaves queries to it
+            return _function_of(collection)  # LangChain's Chroma embeds queries with it
         return store.embeddings
     raise TypeError(
         "populate fills vector stores of LangChain and LlamaIndex, a VectorStoreIndex, and Chroma collections; "
@@ -167,13 +167,13 @@ def own_embeddings(store: Any) -> Any:
 
 
 def _function_of(collection: Any) -> Any:
-    import bge_integrations.chroma  # noqa: F401 - by which Chroma knows the functions of this package
+    import bge_integrations.chroma  # noqa: F401 - it registers this package's functions with Chroma
 
     return find_chroma_function(collection)
 
 
 def find_core(embeddings: Any) -> Core | None:
-    """The core embedder of the dense vectors, where they are ours."""
+    """Return the core embedder of the dense vectors; None if the embeddings are not this package's."""
     core = getattr(embeddings, "embedder", embeddings)
     if isinstance(core, BgeM3Embedder):
         return core.with_outputs("dense")

@@ -1,4 +1,4 @@
-"""Batches of documents on their way into a store: looked up, computed and written at the same time."""
+"""The filling of a store: batches of documents are looked up, embedded and written at the same time."""
 
 import asyncio
 import uuid
@@ -23,16 +23,16 @@ from bge_integrations.populate.sinks.base import Sink, dense
 from bge_integrations.stores.kinds import HASH_KEY
 
 _SECONDS_TO_WRITE = 0.7
-"""How long an interrupted run waits for what is being written."""
+"""How many seconds an interrupted run waits for writes to finish."""
 _SECONDS_TO_STOP = 0.3
-"""How long it waits for a thread to stop."""
+"""How many seconds it waits for a thread to stop."""
 _SECONDS_A_LOOK = 0.2
-"""How often a run that waits for a batch looks whether it has been given up."""
+"""Seconds after which a run that waits for a batch checks again whether it has been stopped."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has been done so far, or in one batch."""
+    """The counts of what has been done so far, or in one batch."""
 
     added: int = 0
     updated: int = 0
@@ -44,11 +44,11 @@ class Tally:
 
     @property
     def documents(self) -> int:
-        """Documents done with."""
+        """The number of documents that are finished."""
         return self.added + self.updated + self.skipped + len(self.failed)
 
     def add(self, other: "Tally") -> None:
-        """Count another batch's work in."""
+        """Add the counts of another batch."""
         self.added += other.added
         self.updated += other.updated
         self.skipped += other.skipped
@@ -57,7 +57,7 @@ class Tally:
         self.tokens += other.tokens
 
     def report(self, seconds: float, *, overlapped: bool) -> PopulateReport:
-        """What the caller gets."""
+        """Return the counts as the report that the caller gets."""
         failed = tuple(sorted(self.failed, key=lambda failure: failure.position))
         counted = (self.added, self.updated, self.skipped, self.deleted, failed, self.texts, self.tokens)
         return PopulateReport(*counted, seconds, overlapped)
@@ -65,16 +65,16 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done for one batch.
+    """The work to do for one batch.
 
     Attributes:
         new: Documents that the store lacks.
-        changed: Documents held with another text, or with unknown changes.
-        moved: Documents held with other metadata only.
-        same: Documents held as they are.
-        held: What the store holds of all of them.
-        left_out: Bad documents.
-        twice: Documents that came twice in the batch.
+        changed: Documents that the store holds with another content hash, and that are embedded again.
+        moved: Documents that the store holds with the same text and other metadata, which alone is replaced.
+        same: Documents that the store holds as they are.
+        held: What the store holds of all of them, by id.
+        left_out: Bad documents, which are left out.
+        twice: The number of documents that came twice in the batch.
     """
 
     new: list[Entry]
@@ -92,13 +92,13 @@ class Plan:
 
     @property
     def to_write(self) -> list[Entry]:
-        """Documents that the store is going to change."""
+        """Documents that will be written to the store."""
         return [*self.to_embed, *self.moved]
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A batch under way."""
+    """A batch that is being embedded and written."""
 
     plan: Plan
     pending: Pending | None
@@ -111,21 +111,21 @@ class _Batch:
 
 
 class Filling:
-    """Documents on their way into a sink, a few batches at a time.
+    """A run that fills a sink, with a few batches under way at a time.
 
-    The caller's thread reads, identifies and looks up; the model's own thread computes; writers wait for a batch's
-    vectors and write them.
+    The caller's thread reads, identifies and looks up documents; the model's own thread embeds them; writer threads
+    wait for a batch's vectors and write them.
 
     Args:
         sink: The store.
-        stop: Set once nothing more is to be asked of the store; also by the run itself.
-        size: Documents a batch.
-        writers: Threads that write.
+        stop: Set it to end the run; the run sets it too, when the store must not be asked again.
+        size: Documents per batch.
+        writers: The number of threads that write.
         collect: Leave bad documents out instead of raising.
-        cleanup: Which stale documents to delete, once all are written.
+        cleanup: Which stale documents to delete, once all documents are written; None deletes none.
 
     Attributes:
-        done: What has been done.
+        done: The counts of what has been done.
     """
 
     def __init__(
@@ -147,10 +147,10 @@ class Filling:
         self.done = Tally()
 
     def run(self, documents: Iterable[Any]) -> Generator[Tally]:
-        """Fill; after each batch yields what has been done.
+        """Fill the sink; yield the counts so far after each batch.
 
-        After a document's error, or one of `documents`, what is under way is still written; after others, and after an
-        interrupt, only what is being written, and nobody waits longer than a second for that.
+        After an error of a document, or of the iterable `documents`, the batches under way are still written. After
+        other errors, and after an interrupt, the run waits a second at most for writes that have begun.
         """
         numbered = enumerate(self._sink.framework.arrange(documents, self._size))
         writers = Background[Tally](self._writers, "populate")
@@ -180,7 +180,7 @@ class Filling:
                 self._seen.close()
 
     def _interrupt(self, writers: Background[Tally]) -> None:
-        """Give up what is under way, but for what is being written and done in a moment."""
+        """Cancel what is under way, except for writes that have begun and finish in a moment."""
         self._stop.set()
         for batch in self._under_way:
             batch.cancel()
@@ -212,7 +212,7 @@ class Filling:
             raise asyncio.CancelledError
 
     def _identified(self, numbered: list[tuple[int, Any]]) -> tuple[dict[str, Entry], list[Failure]]:
-        """Give the documents of a batch by id, and the bad ones."""
+        """Return the documents of a batch by id, and the bad ones."""
         entries, left_out = dict[str, Entry](), list[Failure]()
         for position, document in numbered:
             try:
@@ -229,7 +229,7 @@ class Filling:
         return entries, left_out
 
     def _plan(self, numbered: list[tuple[int, Any]]) -> Plan:
-        """Tell what the sink lacks of a batch."""
+        """Find out what the sink lacks of a batch."""
         entries, left_out = self._identified(numbered)
         twice = len(numbered) - len(left_out) - len(entries)
         while any(entry.id in entries for batch in self._under_way for entry in batch.plan.to_write):
@@ -250,7 +250,7 @@ class Filling:
         return Plan(new, changed, moved, same, held, left_out, twice)
 
     def _held(self, entries: list[Entry]) -> tuple[dict[str, Held], list[Refused]]:
-        """What the sink holds of documents, and those whose ids it refuses."""
+        """Return what the sink holds of these documents by id, and the documents whose ids it refuses."""
 
         def look_up(part: slice) -> dict[str, Held]:
             return patiently(lambda: self._sink.look_up([entry.id for entry in entries[part]]))
@@ -261,7 +261,7 @@ class Filling:
         return held, refused
 
     def _write(self, plan: Plan, pending: Pending | None) -> Tally:
-        """Write one batch, in a writer's thread."""
+        """Write one batch, in a writer's thread; return its counts."""
         refused, texts, tokens = list[Refused](), 0, 0
         embed = partial(self._embed, plan.to_embed, pending)
         for part, (embeddings, computed) in self._embedding.run(plan.to_embed, embed, refused, self._embed_any):
@@ -285,7 +285,7 @@ class Filling:
         )
 
     def _embed(self, entries: list[Entry], pending: Pending | None, part: slice) -> tuple[Any, int]:
-        """Wait for the vectors of a batch, or have those of a part of it computed."""
+        """Return the vectors and tokens of a batch, or of a part of it, which is embedded anew."""
         whole = part.stop - part.start == len(entries)
         waited_for = pending if whole else self._sink.submit(entries[part])
         return waited_for.result() if waited_for else (None, 0)
@@ -313,8 +313,11 @@ class Filling:
         return True
 
     def _write_any(self, embeddings: Any, others: Callable[[], bool]) -> bool:
-        """Write once more what was taken before, else other documents; a search too shows a wrong width."""
-        with suppress(NotImplementedError):  # a store that cannot replace what it holds, or not be searched
+        """Write again what the store took before, else other documents; return whether it took them.
+
+        If it took neither, search the store: that raises too if the vectors have a wrong width.
+        """
+        with suppress(NotImplementedError):  # from a store that cannot replace documents, or not be searched
             if self._written is not None:
                 entry, its = self._written
                 held = patiently(lambda: self._sink.look_up([entry.id]))
@@ -328,5 +331,5 @@ class Filling:
 
 
 def _failure(entry: Entry, error: Exception) -> Failure:
-    reason = getattr(error, "orig", None) or error  # what SQLAlchemy wraps: without the statement and its values
+    reason = getattr(error, "orig", None) or error  # the driver's error, without SQLAlchemy's statement and values
     return Failure(entry.position, entry.id, entry.source, str(reason))

@@ -1,4 +1,4 @@
-"""What the documents of a framework are like: LangChain's here, LlamaIndex's nodes in `nodes.py`."""
+"""How populate handles a framework's documents: LangChain's here, LlamaIndex's nodes in `nodes.py`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -9,62 +9,62 @@ from bge_integrations.stores.replay import Replay, replaying
 
 
 class Framework(Protocol):
-    """Documents of one framework, and how its stores take them.
+    """The way in which the documents of one framework are identified, stored and read back.
 
     Attributes:
-        source_keys: Keys of the metadata that say what a document was taken from, the first of them first.
+        source_keys: Metadata keys that say what a document was taken from; the first one found counts.
     """
 
     source_keys: tuple[str, ...]
 
     def arrange(self, documents: Iterable[Any], window: int) -> Iterable[Any]:
-        """Give the documents as they are to be identified, reading at most `window` ahead."""
+        """Return the documents as `identify` takes them, reading at most twice `window` ahead."""
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a document its identity; the document itself stays as it is.
+        """Read a document into an `Entry`; the document itself is not changed.
 
         Args:
             document: The document.
             position: Its place in the input, for error messages.
 
         Raises:
-            TypeError: Not a document, or metadata that have no stable form.
+            TypeError: It is not a document, or its metadata cannot be hashed.
             ValueError: It has no text.
         """
 
     def source_of(self, document: object) -> str | None:
-        """What a document was taken from, where that is known; of anything else, None."""
+        """Return what a document was taken from; None if that is not known or it is not a document."""
 
     def row(self, entry: Entry, with_text: bool = False) -> tuple[str, dict[str, Any]]:
-        """Give text and metadata as the framework's stores keep them; `with_text`, the text in the metadata too."""
+        """Return text and metadata as the stores keep them; `with_text` puts the text into the metadata too."""
 
     def held(self, text: str | None, metadata: Mapping[str, Any]) -> Held:
-        """Give a document of a store back."""
+        """Return a document as the store holds it, from its text and metadata."""
 
     def add(self, store: Any, entries: list[Entry], vectors: Any) -> list[str]:
-        """Insert documents with vectors through the store's own method; return the store's ids of them."""
+        """Insert documents with vectors through the store's own method; return the store's ids for them."""
 
     def search(self, store: Any, vector: list[float] | None) -> object:
-        """Look for what is near to a vector; without one, to a text that the store embeds.
+        """Search for the document nearest to a vector or, if it is None, to a text that the store embeds.
 
         Raises:
-            NotImplementedError: The store has no such method.
+            NotImplementedError: The store has no such search.
         """
 
 
 class LangChain:
-    """LangChain's `Document`s."""
+    """The documents of LangChain, as populate handles them."""
 
     source_keys: tuple[str, ...] = ("source",)
 
     def arrange(self, documents: Iterable[Any], window: int) -> Iterable[Any]:  # noqa: ARG002
-        """Give the documents."""
+        """Return the documents as they are."""
         return documents
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a document its identity: its own id, else the hash of text and metadata, the source among them.
+        """Read a document into an `Entry`; its id is its own, else the hash of its text and metadata.
 
-        A document that a search gave back has that hash as its id.
+        A document that a search returned has that hash as its id.
         """
         text = getattr(document, "page_content", None)
         if not isinstance(text, str):
@@ -82,19 +82,19 @@ class LangChain:
         return Entry(document.id, kept, text, source, digest, position)
 
     def source_of(self, document: object) -> str | None:
-        """Give the metadata's `source`, where it is a string."""
+        """Return the metadata's `source`; None if it is not a string."""
         return source_in(getattr(document, "metadata", None), self.source_keys)
 
     def row(self, entry: Entry, with_text: bool = False) -> tuple[str, dict[str, Any]]:  # noqa: ARG002
-        """Give text and metadata."""
+        """Return the text and the metadata."""
         return entry.text, dict(entry.document.metadata)
 
     def held(self, text: str | None, metadata: Mapping[str, Any]) -> Held:
-        """Give a document of a store back."""
+        """Return a stored document as `Held`."""
         return Held(text, metadata)
 
     def add(self, store: Any, entries: list[Entry], vectors: Any) -> list[str]:
-        """Insert documents; without vectors, the store embeds them."""
+        """Insert documents and return the store's ids for them; if `vectors` is None, the store embeds them."""
         ids, documents = [entry.id for entry in entries], [entry.document for entry in entries]
         if vectors is None:
             return list(store.add_documents(documents, ids=ids))
@@ -102,7 +102,7 @@ class LangChain:
             return list(copy.add_documents(documents, ids=ids))
 
     def search(self, store: Any, vector: list[float] | None) -> object:
-        """Look for what is near to a vector; without one, to a text that the store embeds."""
+        """Search for the document nearest to a vector or, if it is None, to a text that the store embeds."""
         if vector is None:
             return store.similarity_search(PLAIN_TEXT, k=1)
         if callable(getattr(store, "similarity_search_by_vector", None)):
@@ -111,11 +111,11 @@ class LangChain:
 
 
 PLAIN_TEXT = "text"
-"""What any model embeds."""
+"""A text that any model can embed."""
 
 
 def without_text(position: int, document_id: str | None) -> ValueError:
-    """Name a document that has no text."""
+    """Return the error for a document that has no text."""
     return ValueError(
         f'Document {position}, id {document_id}, has no text. Leave it out, or pass on_error="collect" to have it '
         "reported."
@@ -123,14 +123,14 @@ def without_text(position: int, document_id: str | None) -> ValueError:
 
 
 def source_in(metadata: object, keys: tuple[str, ...]) -> str | None:
-    """Read what a document was taken from off its metadata."""
+    """Return what a document was taken from, by the first of `keys` in its metadata; None if there is none."""
     if not isinstance(metadata, Mapping):
         return None
     return next((metadata[key] for key in keys if isinstance(metadata.get(key), str)), None)
 
 
 def unhashable(position: int, error: TypeError) -> TypeError:
-    """Name metadata that have no stable form."""
+    """Return the error for metadata that cannot be hashed."""
     return TypeError(
         f"The metadata of document {position} cannot be hashed ({error}); "
         "use strings, numbers, booleans, lists and dicts of them."

@@ -1,4 +1,4 @@
-"""LlamaIndex's nodes: their identity, and how LlamaIndex's stores take them."""
+"""LlamaIndex's nodes: how they get their ids, and how LlamaIndex's stores keep them."""
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,25 +15,26 @@ from bge_integrations.populate.framework import source_in, unhashable, without_t
 from bge_integrations.stores.kinds import HASH_KEY
 
 _HIDING = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
-"""What a node keeps from models."""
+"""The attributes of a node that list the metadata keys hidden from models."""
 
 _NONE = "None"
-"""What LlamaIndex's stores keep for a node of no document."""
+"""The document id that LlamaIndex's stores keep for a node that has no document."""
 
 
 class LlamaIndex:
-    """LlamaIndex's nodes and documents.
+    """The nodes and documents of LlamaIndex, as populate handles them.
 
-    A node's own id is kept. A random one says nothing on the next run: it makes room for one that is made of the
-    content, also where other nodes point at it. Random is a UUID of version 4 that nobody gave, or a node parser did.
+    A node keeps its own id, unless the id is random and so would differ on the next run. A random id is replaced by one
+    made from the content, also in the nodes that refer to it. An id is random if it is a UUID of version 4 that nobody
+    gave, or that a node parser gave.
     """
 
     source_keys: tuple[str, ...] = ("source", "file_path", "ref_doc_id")
 
     def arrange(self, documents: Iterable[Any], window: int) -> Iterator[Any]:
-        """Give nodes their ids, and copies whose relationships name them; reads at most two windows ahead.
+        """Yield copies of the nodes with their final ids, in relationships too; read at most two windows ahead.
 
-        A relationship to a node of another window than its neighbours, or that never comes, stays as it is.
+        A relationship keeps the old id if its node never comes, or is more than one window away.
         """
         reader = iter(documents)
         before: dict[str, str] = {}
@@ -45,7 +46,7 @@ class LlamaIndex:
             before, block, names = names, following, next_names
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a node its identity; its text is what LlamaIndex embeds, metadata among it."""
+        """Read a node into an `Entry`; its text is what LlamaIndex embeds, metadata included."""
         if not isinstance(document, BaseNode):
             raise TypeError(f"Document {position} is {document!r:.80}; it needs to be a node of LlamaIndex.")
         bare = _without_hash(document)
@@ -61,44 +62,44 @@ class LlamaIndex:
         return Entry(document.node_id, kept, text, self.source_of(document), digest, position)
 
     def source_of(self, document: object) -> str | None:
-        """Give the metadata's `source` or `file_path`, else the id of the document that a node is a part of."""
+        """Return the metadata's `source` or `file_path`, else the id of the node's document; None if there is none."""
         if not isinstance(document, BaseNode):
             return None
         return source_in({**document.metadata, "ref_doc_id": document.ref_doc_id}, self.source_keys)
 
     def row(self, entry: Entry, with_text: bool = False) -> tuple[str, dict[str, Any]]:
-        """Give text and metadata, the whole node among them."""
+        """Return the text and the metadata, which include the whole node."""
         metadata = node_to_metadata_dict(entry.document, remove_text=not with_text, flat_metadata=True)
         known = {key: "" if value is None else value for key, value in metadata.items()}
         return entry.document.get_content(metadata_mode=MetadataMode.NONE), known
 
     def held(self, text: str | None, metadata: Mapping[str, Any]) -> Held:
-        """Give back what a store holds of a node, with the text that was embedded."""
+        """Return a stored node as `Held`, with the text that was embedded."""
         try:
             node = metadata_dict_to_node(dict(metadata), text=text)
-        except ValueError:  # somebody else's row
+        except ValueError:  # LlamaIndex did not write this row
             return Held(text, metadata)
         own = {**metadata, "ref_doc_id": None if metadata.get("ref_doc_id") == _NONE else metadata.get("ref_doc_id")}
         return Held(node.get_content(metadata_mode=MetadataMode.EMBED), own)
 
     def add(self, store: Any, entries: list[Entry], vectors: Any) -> list[str]:
-        """Insert nodes with vectors."""
+        """Insert nodes with their vectors; return the store's ids for them."""
         return list(store.add(with_vectors(entries, vectors)))
 
     def search(self, store: Any, vector: list[float] | None) -> object:
-        """Look for what is near to a vector."""
-        inner = getattr(store, "vector_store", store)  # of an index
+        """Search a store, or the store of an index, for the node nearest to a vector."""
+        inner = getattr(store, "vector_store", store)  # the store of an index
         return inner.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=1))
 
     def _window(self, reader: Iterator[Any], size: int) -> tuple[list[Any], dict[str, str]]:
-        """Read nodes, and the new ids of those whose own are random."""
+        """Read up to `size` nodes; return them with the new ids of those whose own ids are random."""
         block, names = list(islice(reader, size)), dict[str, str]()
         for node in block:
             if isinstance(node, BaseNode) and _has_random_id(node):
                 try:
                     names[node.node_id] = str(uuid.UUID(self._digest(_without_hash(node))[:32]))
                 except TypeError:
-                    continue  # `identify` says it
+                    continue  # `identify` reports it
         return block, names
 
     def _digest(self, node: BaseNode) -> str:
@@ -112,7 +113,7 @@ class LlamaIndex:
 
 
 def with_vectors(entries: list[Entry], vectors: Any) -> list[BaseNode]:
-    """Copies of nodes that carry their vectors, as LlamaIndex's stores want them."""
+    """Return copies of the nodes that carry their vectors, as LlamaIndex's stores expect."""
     rows = zip(entries, to_lists(vectors), strict=True)
     return [entry.document.model_copy(update={"embedding": vector}) for entry, vector in rows]
 
@@ -130,7 +131,7 @@ def _is_random(node_id: str) -> bool:
 
 
 def _without_hash(node: BaseNode) -> BaseNode:
-    """The node as it was before populate kept it."""
+    """Return the node without the content hash that populate adds."""
     if HASH_KEY not in node.metadata:
         return node
     hidden = {name: [key for key in getattr(node, name) if key != HASH_KEY] for name in _HIDING}
@@ -139,7 +140,7 @@ def _without_hash(node: BaseNode) -> BaseNode:
 
 
 def _renamed(node: BaseNode, own: Mapping[str, str], around: Mapping[str, str]) -> BaseNode:
-    """A copy with the new id, and with those of the nodes that it points at."""
+    """Return a copy of the node with its new id, and with the new ids of the nodes that it refers to."""
     relationships: dict[NodeRelationship, Any] = {
         kind: [_pointing(one, around) for one in related] if isinstance(related, list) else _pointing(related, around)
         for kind, related in node.relationships.items()

@@ -1,4 +1,4 @@
-"""populate: documents into a vector store, computing only what the store does not hold yet."""
+"""`populate` and `apopulate`: they bring documents into a vector store and embed only what it does not hold yet."""
 
 import asyncio
 import time
@@ -42,32 +42,32 @@ def populate(
     record: str | Path | None = None,
     force: bool = False,
 ) -> PopulateReport:
-    """Bring a vector store up to date with documents; run again, it computes nothing twice.
+    """Bring a vector store up to date with documents; a second run computes nothing twice.
 
-    A document's own id is kept, its content hash goes into the metadata; without an id, that hash is the id. What the
-    store holds never reaches the model, nor does what changed in its metadata only. At most `workers` + 2 batches are
-    under way; after a kill the same call goes on. A store out of reach is tried again for a minute.
+    A document keeps its own id, with its content hash in the metadata; without an id, that hash is the id. Documents
+    that the store holds, or whose metadata alone changed, are not embedded. At most `workers` + 2 batches are under
+    way; after a kill the same call goes on. A store that cannot be reached is tried again for a minute.
 
     Args:
         store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
-        documents: LangChain documents or a loader of them, LlamaIndex nodes for its stores; read a few batches ahead.
-        embedder: The store's own, as None is; a LlamaIndex store by itself has none and needs one here.
-        sparse_index: Takes the same forward's sparse vectors, of `embedder=BgeM3Embedder(...)`. Yours to save.
-        batch_size: Documents a look-up and a write; default 512, never over Chroma's limit.
-        workers: Threads that write to Chroma or a Qdrant server; others are written to by one.
-        cleanup: Once all is written, delete what earlier runs have put there and this one did not bring: "source", of
-            the sources (`metadata["source"]`) that came; "full", of all.
-        on_error: "collect" leaves bad documents, and those that model or store refuse, to the report's `failed`.
-        show_progress: A progress bar, where stderr is a terminal.
+        documents: LangChain documents or their loader, or LlamaIndex nodes for its stores; read a few batches ahead.
+        embedder: The store's own embeddings, which None stands for; a LlamaIndex store alone has none and needs some.
+        sparse_index: Gets the sparse vectors of the same forward pass of `embedder=BgeM3Embedder(...)`; you save it.
+        batch_size: Documents per look-up and per write; default 512, never over Chroma's limit.
+        workers: Threads that write to Chroma or a Qdrant server; one thread writes to other stores.
+        cleanup: After all writes, delete the documents of earlier runs that this one did not bring: "source", those of
+            the sources (`metadata["source"]`) that came; "full", all.
+        on_error: "collect" puts bad documents, and those that model or store refuse, into the report's `failed`.
+        show_progress: Show a progress bar if stderr is a terminal.
         progress: Called with a `Progress` after each batch.
-        record: SQLite file that remembers what a store holds that cannot be asked; None for memory.
-        force: Fill what another model has filled.
+        record: SQLite file that remembers what the store holds, if the store cannot be asked; None for memory.
+        force: Fill the store even if another model has filled it.
 
     Raises:
         FingerprintMismatchError: Another model filled the collection (`force=False`) or the sparse index.
         TypeError: No store, no document, metadata that cannot be hashed, or `sparse_index` without `BgeM3Embedder`.
         ValueError: A document without text, or an argument that does not fit the store.
-        NotImplementedError: The store deletes nothing, and a document has changed or is stale.
+        NotImplementedError: The store cannot delete, and a document has changed or is stale.
     """
     started = time.perf_counter()
     _check_arguments(batch_size, workers, cleanup, on_error)
@@ -94,10 +94,10 @@ async def apopulate(
     record: str | Path | None = None,
     force: bool = False,
 ) -> PopulateReport:
-    """As `populate`, off the event loop: `documents` are read, and `progress` called, in another thread.
+    """Run `populate` off the event loop: another thread reads `documents` and calls `progress`.
 
     Asynchronous iterators and generators, such as a loader's `alazy_load()`, are read on the event loop, a few batches
-    ahead, and closed at the end. Cancelling ends the reading and the waiting for a store that is away.
+    ahead, and closed at the end. Cancelling ends the reading and the waiting for a store that cannot be reached.
     """
     waiting = asynchronous(documents)
     handover = Handover(waiting, batch_size or DEFAULT_BATCH_SIZE) if waiting is not None else None
@@ -135,7 +135,7 @@ def _follow(
     progress: Callable[[Progress], object] | None,
     started: float,
 ) -> None:
-    """Fill, and tell after each batch how far it has come."""
+    """Run the filling, and report the progress after each batch."""
     total, hidden = length_hint(documents) or None, None if show_progress else True
     with (
         asking_until(documents.stop),
@@ -159,7 +159,7 @@ def _open(
     record: str | Path | None,
     force: bool,
 ) -> Sink:
-    """The store as a sink, with its model's fingerprint checked."""
+    """Return the store's sink, after a check of the model's fingerprint."""
     core, computes = choose_embedder(store, embedder)
     sink = make_sink(store, computes, record)
     if sparse_index is not None:

@@ -1,4 +1,4 @@
-"""What a store holds that cannot be asked: a small SQLite file beside it."""
+"""A record of what a store holds, for stores that cannot be asked: a small SQLite file."""
 
 import json
 import sqlite3
@@ -23,8 +23,8 @@ class Row:
     Attributes:
         id: The document's id.
         hash: The hash of its content.
-        source: What it was taken from.
-        stored: The store's own id of it.
+        source: What it was taken from; None if that is not known.
+        stored: The id under which the store keeps it.
     """
 
     id: str
@@ -34,10 +34,10 @@ class Row:
 
 
 class Record:
-    """The documents of one store, for one process at a time.
+    """The record of one store's documents; only one process may use it at a time.
 
     Args:
-        path: The file; it is made if it is not there. None keeps the record in memory.
+        path: The file, created if it does not exist; None keeps the record in memory.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -47,24 +47,24 @@ class Record:
         self._database.executescript(_TABLES)
 
     def find(self, ids: Iterable[str]) -> list[Row]:
-        """Those of `ids` that the store holds."""
+        """Return the rows of those ids that the store holds."""
         with self._lock:
             found = [self._database.execute("SELECT * FROM documents WHERE id = ?", (name,)).fetchone() for name in ids]
         return [Row(*row) for row in found if row]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Note documents that the store holds now."""
+        """Record documents that the store now holds."""
         values = [(row.id, row.hash, row.source, row.stored) for row in rows]
         with self._lock, self._database:
             self._database.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)
 
     def delete(self, ids: Iterable[str]) -> None:
-        """Forget documents."""
+        """Remove documents from the record."""
         with self._lock, self._database:
             self._database.executemany("DELETE FROM documents WHERE id = ?", [(name,) for name in ids])
 
     def all(self, source: str | None, page: int) -> Iterator[list[Row]]:
-        """All documents, or those of a source, some at a time."""
+        """Yield the rows of one source, or all if it is None, at most `page` at a time."""
         last = ""
         query = "SELECT * FROM documents WHERE id > ? AND (? IS NULL OR source = ?) ORDER BY id LIMIT ?"
         while True:
@@ -76,13 +76,13 @@ class Record:
             last = rows[-1].id
 
     def fact(self, name: str) -> Any:
-        """What was noted of the store under a name, else None."""
+        """Return the fact that was noted under a name; None if there is none."""
         with self._lock:
             found = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return json.loads(found[0]) if found else None
 
     def note(self, name: str, value: object) -> None:
-        """Note a fact that JSON knows."""
+        """Note a fact under a name; its value is anything that JSON can represent."""
         with self._lock, self._database:
             self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
@@ -91,7 +91,7 @@ _in_memory: dict[int, Record] = {}
 
 
 def record_of(store: object, path: str | Path | None) -> Record:
-    """The record in a file, or the one in memory that lives as long as the store's object."""
+    """Return the record in a file or, without a path, the one in memory that lives as long as the store object."""
     if path is not None:
         return Record(path)
     if id(store) not in _in_memory:

@@ -1,4 +1,4 @@
-"""What a run of populate says: while it runs, and at its end."""
+"""The progress and the final report of a populate run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class Failure:
 
     Attributes:
         position: Its place in the input, from 0.
-        id: Its id; None where it has none that could be found.
-        source: Its metadata's `source`; None where that is not known.
-        reason: What was wrong with it.
+        id: Its id; None if none could be found.
+        source: What it was taken from, such as its metadata's `source`; None if that is not known.
+        reason: The message of the error that kept it out.
     """
 
     position: int
@@ -23,18 +23,18 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PopulateReport:
-    """What one call of `populate` did; each document given counts once in added, updated, skipped or failed.
+    """The outcome of one call of `populate`; each document counts once, as added, updated, skipped or failed.
 
     Attributes:
-        added: Documents that the store did not hold.
-        updated: Documents held under the same id of the caller's own, with other text or metadata.
-        skipped: Documents that the store holds already, or that came twice.
-        deleted: Stale documents that `cleanup=` took out of the store.
-        failed: Documents left out, with `on_error="collect"`.
-        texts: Texts that the model embedded, also for the sparse index alone.
-        tokens: Tokens of these texts; 0 with embeddings that are not this package's.
-        seconds: Wall time.
-        overlapped: Whether model and writes ran at the same time; not where a store computes its vectors by itself.
+        added: Documents that the store did not hold before.
+        updated: Documents that the store held under the caller's own id, with another text or other metadata.
+        skipped: Documents that the store held already, or that came twice.
+        deleted: Stale documents that `cleanup=` deleted from the store.
+        failed: Documents that were left out; always empty with `on_error="raise"`.
+        texts: Texts that the model embedded, including those for the sparse index alone.
+        tokens: Tokens of these texts; 0 if the embeddings are not this package's.
+        seconds: Wall time of the call.
+        overlapped: Whether the model computed while the store wrote; False if the store computes its vectors itself.
     """
 
     added: int
@@ -49,7 +49,7 @@ class PopulateReport:
 
 
 def sum_reports(reports: Sequence[PopulateReport], seconds: float) -> PopulateReport:
-    """What calls did together that each filled a part, in so many seconds of wall time."""
+    """Add up the reports of calls that each filled a part; `seconds` is the wall time of all together."""
     return PopulateReport(
         added=sum(report.added for report in reports),
         updated=sum(report.updated for report in reports),
@@ -65,14 +65,14 @@ def sum_reports(reports: Sequence[PopulateReport], seconds: float) -> PopulateRe
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come; what `progress=` is called with after each batch.
+    """The state of a run, given to the `progress=` callback after each batch.
 
     Attributes:
-        documents: Documents done with.
-        total: Documents given, where that is known.
+        documents: Documents that are finished.
+        total: Documents in the input; None if that is not known.
         texts: Texts embedded so far.
         tokens: Tokens of these texts.
-        seconds: Since the call began.
+        seconds: Seconds since the call began.
     """
 
     documents: int

@@ -1,4 +1,4 @@
-"""What a store's or a model's error means: ask again later, end the run, or find the one document at fault."""
+"""Handling of the errors of stores and models: try again, end the run, or find the one document at fault."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from bge_integrations.stores.kinds import is_a
 T = TypeVar("T")
 
 SECONDS = 60
-"""How long a store is asked again while it cannot be reached."""
+"""For how many seconds a store that cannot be reached is tried again."""
 
 _stop: ContextVar[Event] = ContextVar("stop", default=Event())  # noqa: B039 - nobody sets the default
 
@@ -33,25 +33,25 @@ _AWAY = (
     "ResponseHandlingException",
     "ResourceExhaustedResponse",
 )
-"""Classes of errors, by name, that mean that a store or service cannot answer at the moment: of Python, httpx,
-requests, openai, Chroma, Qdrant."""
+"""Names of error classes, of Python, httpx, requests, openai, Chroma and Qdrant, which mean that a store or service
+cannot answer at the moment."""
 _BUSY = (408, 429, 502, 503, 504)
 """HTTP statuses that mean the same."""
 _ABOUT_CONTENT = (400, 413, 414, 422)
-"""HTTP statuses that may be about what was sent; others, such as 401, are about who sends it, or about the server."""
+"""HTTP statuses that may be due to what was sent; others, such as 401, are due to the sender or to the server."""
 _UNAVAILABLE = ("08", "40", "53", "55", "57")
-"""Classes of SQLSTATE: connection, a conflict rolled back, resources, locks, what an operator does (a restart)."""
+"""SQLSTATE classes: connection, a conflict rolled back, lack of resources, locks, an operator's action (a restart)."""
 _OVERTAKEN = re.compile("[Ii]ncompatible transaction|[Cc]ommit conflict|[Tt]oo many concurrent writ")
-"""What LanceDB says when another writer's commit came first; it has no class of errors for that."""
+"""The messages of LanceDB when another writer's commit came first; it has no error class for that."""
 _BROKEN = ("InternalError",)
-"""Classes of errors that mean that the store itself is in trouble, as does an HTTP status from 500 on."""
+"""Names of error classes which mean that the store itself is broken, as does an HTTP status from 500 on."""
 _ENDS = (MemoryError, ImportError, NotImplementedError, CancelledError)
 _OUR_MODELS_REFUSALS = (InputTooLongError, NonFiniteError)
 
 
 @contextmanager
 def asking_until(stop: Event) -> Iterator[None]:
-    """Has stores asked again, by this thread and those that it starts, until something is set."""
+    """Let `patiently` try again, in this thread and those that it starts, only until `stop` is set."""
     before = _stop.set(stop)
     try:
         yield
@@ -60,10 +60,10 @@ def asking_until(stop: Event) -> Iterator[None]:
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Does some work of a store; again, with growing pauses, while it cannot be reached.
+    """Call `work` and return its result; try again, with growing pauses, while the store cannot be reached.
 
     Raises:
-        CancelledError: Something is set that ends the asking (`asking_until`).
+        CancelledError: The event given to `asking_until` is set during a pause.
     """
     stop = _stop.get()
 
@@ -82,7 +82,7 @@ def patiently(work: Callable[[], T]) -> T:
 
 
 def ends_run(error: Exception) -> bool:
-    """Whether an error surely is no document's fault; of others, a trial tells."""
+    """Return whether an error is surely no document's fault; for other errors, a trial has to tell."""
     if isinstance(error, BgeError):
         return not isinstance(error, _OUR_MODELS_REFUSALS)
     status = _status(error)
@@ -96,14 +96,14 @@ def _is_away(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status that an error carries, or its response; 0 without."""
+    """Return the HTTP status of an error or of its response; 0 if it has none."""
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else 0
 
 
 def _is_unavailable(error: BaseException) -> bool:
-    """Whether a database cannot answer, by its SQLSTATE; it gives none where the connection is lost."""
-    driver: Any = getattr(error, "orig", None) or error  # what SQLAlchemy wraps
+    """Return whether a database cannot answer, by the SQLSTATE; it is missing if the connection is lost."""
+    driver: Any = getattr(error, "orig", None) or error  # the driver's error that SQLAlchemy wraps
     if not (hasattr(driver, "sqlstate") or hasattr(driver, "pgcode")):
         return False
     state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
@@ -111,31 +111,31 @@ def _is_unavailable(error: BaseException) -> bool:
 
 
 Refused = tuple[Entry, Exception]
-"""A document that was not taken, and why."""
+"""A document that was refused, and the error."""
 Good = Callable[[Callable[[], bool]], bool]
-"""Tries what is no document's fault: raises where that is refused, and is True where it was taken. It gets what tries a
-few documents spread over the batch, and tells whether one was taken."""
+"""A function that tries something known to be good: it returns True if that was taken, and raises if it was refused.
+Its argument is a function that tries a few documents spread over the batch and returns whether one was taken."""
 
 ENOUGH = 8
-"""Documents that are tried alone before nothing is believed to be taken."""
+"""How many documents are tried alone before it is assumed that none will be taken."""
 _IDS = 20
-"""Ids that an error names at most."""
+"""The most ids that an error names."""
 
 
 class Halving:
-    """Does one thing with batches of documents, and with halves of those that are refused.
+    """An operation on batches of documents, repeated with the halves of a batch that is refused.
 
     A document that is refused alone is at fault if others of its batch are taken. If none is, something known to be
-    good is tried: where that is refused too, nothing will be taken, and the error is raised.
+    good is tried; if that is refused too, nothing will be taken, and the error is raised.
 
     Args:
-        doing: What is being done, as "the store was to take".
-        collect: Go on after documents that are at fault; otherwise the error of the first is raised.
+        doing: The operation in the words of an error message, such as "the store was to take".
+        collect: Go on after documents that are at fault; otherwise raise the error of the first.
 
     Attributes:
         fits: The most documents that were taken at a time.
-        suspects: Documents that were refused while nothing was taken yet.
-        over: Where the batch begins whose error ends the run; none that comes after it is halved.
+        suspects: The number of documents that were refused while nothing was taken yet.
+        over: The position of the first document of the batch whose error ends the run; later batches are not halved.
     """
 
     def __init__(self, doing: str, *, collect: bool) -> None:
@@ -148,16 +148,16 @@ class Halving:
     def run(
         self, entries: list[Entry], attempt: Callable[[slice], T], refused: list[Refused], good: Good
     ) -> Iterator[tuple[slice, T]]:
-        """Do it with a batch.
+        """Run the operation with a batch, or with parts of it if it is refused.
 
         Args:
             entries: The batch.
-            attempt: Does it with a part of the batch.
-            refused: Gets the documents that are at fault.
+            attempt: Runs the operation with a part of the batch.
+            refused: The list to which the documents at fault are added.
             good: Tries something that is known to be good.
 
         Yields:
-            The parts that were taken, with what `attempt` gave.
+            The parts that were taken, each with what `attempt` returned.
         """
         if entries:
             yield from _Search(self, entries, attempt, refused, good).take(slice(0, len(entries)))
@@ -165,7 +165,7 @@ class Halving:
 
 @dataclass
 class _Search(Generic[T]):
-    """One batch on its way."""
+    """The search for the documents at fault in one batch."""
 
     halving: Halving
     entries: list[Entry]
@@ -176,7 +176,7 @@ class _Search(Generic[T]):
     tried: bool = False
 
     def take(self, part: slice, surely_refused: bool = False) -> Generator[tuple[slice, T], None, bool]:
-        """Yield what was taken of a part; return whether it was taken as a whole."""
+        """Yield what was taken, in parts; return whether `part` was taken as a whole."""
         size, middle = part.stop - part.start, (part.start + part.stop) // 2
         if size == 1 or not surely_refused:
             try:
@@ -189,12 +189,12 @@ class _Search(Generic[T]):
                 return True
         if size > 1:
             whole = yield from self.take(slice(part.start, middle))
-            # If it was not too large and one half was taken, it is the other half that is refused.
+            # If the part was not too large and one half was taken, the other half is the one that is refused.
             yield from self.take(slice(middle, part.stop), surely_refused=whole and size <= self.halving.fits)
         return False
 
     def _judge(self, part: slice, error: Exception) -> None:
-        """Raise what ends the run, and keep what a document was refused for; a larger part is to be halved."""
+        """Raise an error that ends the run; keep the error of a single document; let a larger part be halved."""
         entries = self.entries[part]
         if self.halving.over < self.entries[0].position or ends_run(error):
             raise self._ended(error, self._about(entries))
@@ -207,7 +207,7 @@ class _Search(Generic[T]):
         self.refused.append((entries[0], error))
 
     def _nothing_is_taken(self, number: int) -> bool:
-        """Whether what a document was refused for would be said of any other too; it is asked once a batch."""
+        """Return whether any other document would be refused for the same reason; called once per batch."""
         self.tried = True
         others = [other for other in range(0, len(self.entries), len(self.entries) // ENOUGH or 1) if other != number]
 

@@ -1,1 +1,1 @@
-"""Queries and passages to relevance scores."""
+"""Rerankers, which score how relevant a passage is to a query."""

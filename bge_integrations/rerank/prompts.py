@@ -1,4 +1,4 @@
-"""What a reranker's arguments, the catalogue and the model's files make of a pair: its prompts, limits and head."""
+"""From a reranker's arguments, the catalogue and the model's files to a plan: prompts, limits and the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ ARGUMENTS = {
     "compress_layers": ("lightweight",),
     "compress_ratio": ("lightweight",),
 }
-"""Arguments that only some families take."""
+"""Arguments that only some families of rerankers take, and those families."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankOptions:
-    """What besides the model decides scores. Its attributes are the arguments of `BgeReranker`."""
+    """The options, besides the model, that decide scores: arguments of `BgeReranker`."""
 
     query_instruction: str | None = None
     document_instruction: str | None = None
@@ -33,7 +33,7 @@ class RerankOptions:
     compress_ratio: int | None = None
 
     def refuse_foreign(self, spec: ModelSpec | None, model: str) -> None:
-        """Refuses arguments that this kind of reranker does not have.
+        """Refuse arguments that this kind of reranker does not have.
 
         Raises:
             ValueError: One is given.
@@ -47,7 +47,7 @@ class RerankOptions:
                 )
 
     def plan(self, resolved: Resolved) -> PairPlan:
-        """How the model computes pairs.
+        """Return the plan by which the model computes pairs.
 
         Raises:
             ValueError: The files show that an argument is impossible.
@@ -80,13 +80,13 @@ class RerankOptions:
 def layers_of(
     folder: Folder, cutoffs: tuple[int, ...], compress_layers: tuple[int, ...] | None, compress_ratio: int
 ) -> Layers:
-    """The layers to score after, as far as the folder's model has them.
+    """Return the layers to score after and to compress before, once checked against the folder's model.
 
     Args:
         folder: The model's files.
-        cutoffs: After how many layers; () takes all of them.
-        compress_layers: None takes 8, as the reference does.
-        compress_ratio: 1 compresses nothing.
+        cutoffs: The layers after which to score; () scores after the last layer.
+        compress_layers: The layers before which to compress; None takes 8, as FlagEmbedding does.
+        compress_ratio: Tokens of a group; 1 compresses nothing.
 
     Raises:
         ValueError: The model has no head after such a layer, or no such layer.
@@ -98,15 +98,15 @@ def layers_of(
 
 
 def check_layers(cutoffs: Sequence[int], compress_layers: Sequence[int], scoring: range) -> None:
-    """Refuses layers that a model does not have.
+    """Refuse layers that a model does not have.
 
     Args:
-        cutoffs: After how many layers to score.
-        compress_layers: Before which layers to compress.
-        scoring: After which layers the model has a head, the last included.
+        cutoffs: The layers after which to score.
+        compress_layers: The layers before which to compress.
+        scoring: The layers after which the model has a head, the last included.
 
     Raises:
-        ValueError: One of them is not there.
+        ValueError: The model lacks one of them.
     """
     start, total = scoring[0], scoring[-1]
     if wrong := [layer for layer in cutoffs if layer not in scoring]:
@@ -117,10 +117,10 @@ def check_layers(cutoffs: Sequence[int], compress_layers: Sequence[int], scoring
 
 
 def layer_numbers(name: str, layers: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Layers in ascending order, each once.
+    """Return layers in ascending order, each once; None stays None.
 
     Raises:
-        ValueError: Not a list of whole numbers, or an empty one.
+        ValueError: `layers` is empty, or not a list of whole numbers.
     """
     if layers is None:
         return None

@@ -1,4 +1,4 @@
-"""Queries and passages to relevance scores."""
+"""The reranker: queries and passages become relevance scores."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,19 +32,19 @@ class BgeReranker(ModelUser):
     Args:
         model: A catalogue id such as "BAAI/bge-reranker-v2-m3", a hub id, or a folder.
         normalize: Scores are the sigmoid of the logits, between 0 and 1; False gives the logits themselves.
-        max_length: Tokens at which a pair is cut, special tokens included. None takes 512, as the reference does for
-            every reranker, or less where the folder says so; bge-reranker-v2-m3 takes up to 8192.
+        max_length: Tokens at which a pair is cut, special tokens included. None takes 512, as FlagEmbedding does
+            for every reranker, or less where the folder says so; bge-reranker-v2-m3 takes up to 8192.
         query_max_length: Tokens at which the query is cut; then only the passage is. None takes three quarters of
-            `max_length`, as the reference does.
-        on_truncate: What a pair over the limits causes: one warning a call, an error, or nothing.
-        prompt: Of LLM-based rerankers, the task put after query and passage; None takes the catalogue's.
+            `max_length`, as FlagEmbedding does.
+        on_truncate: What a pair over the limits causes: one warning per call, an error, or nothing.
+        prompt: For LLM-based rerankers, the task put after query and passage; None takes the catalogue's.
         query_instruction: Text before each query; None takes the catalogue's: "A: " for LLM-based rerankers, else none.
         document_instruction: Text before each passage; None takes the catalogue's: "B: ", else none.
-        cutoff_layers: Of layerwise rerankers, after which layers to score; nothing after the last is computed. `score`
-            and `rerank` take the last. None takes the model's last layer.
-        compress_layers: Of the lightweight reranker, before which layers the passage's tokens are averaged in groups;
-            None takes layer 8.
-        compress_ratio: Of the lightweight reranker, tokens a group; None takes 1, which compresses nothing. The
+        cutoff_layers: For layerwise rerankers, the layers after which to score; nothing after the last is computed, and
+            `score` and `rerank` use the last. None takes the model's last layer.
+        compress_layers: For the lightweight reranker, the layers before which the passage's tokens are averaged in
+            groups; None takes layer 8.
+        compress_ratio: For the lightweight reranker, tokens of a group; None takes 1, which compresses nothing. The
             authors save most with 2 before layer 8 and `cutoff_layers=[25]`.
 
     The other arguments are those of `BgeEmbedder`.
@@ -84,14 +84,14 @@ class BgeReranker(ModelUser):
                 check_layers(cutoffs or (), compressed or (), scoring)
 
     def score(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
-        """Scores (query, passage) pairs.
+        """Score (query, passage) pairs.
 
         Args:
             pairs: Two strings each.
             show_progress: Show a tqdm bar.
 
         Returns:
-            One builtin float a pair, in the order given: the sigmoid of the logit, or the logit with
+            One builtin float per pair, in the order given: the sigmoid of the logit, or the logit with
             `normalize=False`.
 
         Raises:
@@ -102,18 +102,18 @@ class BgeReranker(ModelUser):
         return scores
 
     async def ascore(self, pairs: Iterable[Pair], show_progress: bool = False) -> list[float]:
-        """As `score`, without blocking the event loop."""
+        """Score pairs as `score` does, without blocking the event loop."""
         logits = await self._alogits(checked_pairs(pairs), show_progress)
         return await off_loop(len(logits), lambda: self._normalized(logits[:, -1]).tolist())
 
     def score_layers(self, pairs: Iterable[Pair], show_progress: bool = False) -> Logits:
-        """Scores pairs after each of a layerwise reranker's `cutoff_layers`; otherwise as `score`.
+        """Score pairs after each of a layerwise reranker's `cutoff_layers`; see `score` for the rest.
 
         Returns:
-            float64 (pairs, layers), layers ascending.
+            An array, float64 (pairs, layers), with the layers ascending.
 
         Raises:
-            ValueError: The model is no layerwise reranker.
+            ValueError: The model is not a layerwise reranker.
         """
         layers = self._pair_plan().layers
         if layers is None:
@@ -122,7 +122,7 @@ class BgeReranker(ModelUser):
         return self._normalized(logits)
 
     def rerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
-        """Orders documents by their relevance to a query.
+        """Order documents by their relevance to a query.
 
         Args:
             query: The query.
@@ -141,13 +141,13 @@ class BgeReranker(ModelUser):
         return self._ranked(pairs, self._logits(pairs)[:, -1], top_n)
 
     async def arerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
-        """As `rerank`, without blocking the event loop."""
+        """Order documents as `rerank` does, without blocking the event loop."""
         pairs = _pairs_of(query, documents, top_n)
         logits = await self._alogits(pairs)
         return await off_loop(len(pairs), lambda: self._ranked(pairs, logits[:, -1], top_n))
 
     def describe(self) -> dict[str, object]:
-        """What the model receives and what it gives, and how that was found. Loads no weights; may download files."""
+        """Return the model's settings and how they were found. This loads no weights, but may download files."""
         resolved, plan = self._resolved(), self._pair_plan()
         before_query, before_passage = plan.prefixes
         return {
@@ -178,7 +178,7 @@ class BgeReranker(ModelUser):
         return cast("PairPlan", self._plan(self._options))
 
     def _logits(self, pairs: list[Pair], show_progress: bool = False, width: int = 1) -> Logits:
-        """Logits (pairs, layers); the last column is the score."""
+        """Compute logits, float64 (pairs, layers); the last column is the score."""
         if not pairs:
             return np.empty((0, width))
         return self._run(self._options, pairs, PROGRESS_CHUNK if show_progress else None).astype(np.float64)
@@ -193,7 +193,7 @@ class BgeReranker(ModelUser):
         return _sigmoid(logits) if self.normalize else logits
 
     def _ranked(self, pairs: list[Pair], logits: Logits, top_n: int | None) -> list[RerankResult]:
-        # A pair's last digits depend on its neighbours in the batch; the same pair twice is a tie all the same.
+        # A logit's last digits depend on the other pairs in the batch; a pair that occurs twice must still be a tie.
         first: dict[Pair, int] = {}
         logits = logits[[first.setdefault(pair, index) for index, pair in enumerate(pairs)]]
         scores = self._normalized(logits).tolist()

@@ -1,1 +1,1 @@
-"""Weights on devices: where they come from, where they live, when they leave."""
+"""Weights on devices: where they are found, how they are loaded and kept, and when they are freed."""

@@ -1,4 +1,4 @@
-"""Adapters, as peft saves them of a fine-tune: where their base is named, and how they are merged into it at load."""
+"""Adapters, which peft saves from a fine-tune: how they are merged into their base at load, and what is refused."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from bge_integrations.errors import MissingExtraError, MissingWeightsError, Unsu
 from bge_integrations.runtime.folder import ADAPTER, ADAPTER_WEIGHTS, Folder
 
 _WEIGHTS = ("model.safetensors", "model-", "pytorch_model", "config.json")
-"""How the names begin of what the base has in the adapter's stead."""
+"""Beginnings of the names of files that are taken from the base, even where the adapter's folder has its own."""
 
 
 def require_peft(folder: Folder) -> None:
-    """Refuses an adapter where peft is not installed, before anything is loaded.
+    """Refuse an adapter where peft is not installed, before anything is loaded.
 
     Raises:
-        MissingExtraError
+        MissingExtraError: peft is not installed.
     """
     if folder.adapter and find_spec("peft") is None:
         raise MissingExtraError(
@@ -29,16 +29,16 @@ def require_peft(folder: Folder) -> None:
 
 
 def brought(folder: Folder, tensor: str) -> bool:
-    """Whether a tensor that the base lacks is one that the adapter brings whole, such as a classifier's."""
+    """Return whether a tensor that the base lacks is one that the adapter brings whole, such as a classifier's."""
     modules = folder.adapter.get("modules_to_save") or ()
     return any(part in modules for part in tensor.split("."))
 
 
 def merged(model: Any, folder: Folder) -> Any:
-    """The model with its folder's adapter merged into its weights; as it is where there is none.
+    """Return the model with its folder's adapter merged into its weights; without an adapter, as it is.
 
     Raises:
-        UnsupportedModelError: An adapter that is no change of weights, or not of this model.
+        UnsupportedModelError: The adapter changes no weights, or is not one of this model.
         MissingWeightsError: The adapter's file does not hold what its config says.
     """
     if not folder.adapter:
@@ -48,7 +48,7 @@ def merged(model: Any, folder: Folder) -> Any:
 
     where, kind = folder.adapter_path, folder.adapter.get("peft_type")
     try:
-        with warnings.catch_warnings():  # what peft warns of is looked at below
+        with warnings.catch_warnings():  # what peft warns of is checked below
             warnings.simplefilter("ignore")
             wrapped = PeftModel.from_pretrained(model, str(where))
         held, wanted = set(load_peft_weights(str(where), device="cpu")), set()
@@ -78,7 +78,7 @@ def merged(model: Any, folder: Folder) -> Any:
 
 @contextmanager
 def whole(folder: Folder) -> Iterator[Path]:
-    """A folder that holds the base where `folder` holds an adapter, as long as it is loaded from.
+    """Yield a folder to load from, with the base in place of an adapter; it is there while the context lasts.
 
     sentence-transformers would look for the base by itself, from the working directory, and leave the adapter unmerged.
     """

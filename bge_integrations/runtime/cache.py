@@ -1,4 +1,4 @@
-"""One copy of each model's weights a process, whoever uses it.
+"""The cache of models: one copy of each model's weights a process, whoever uses it.
 
 A call leases a model for as long as it lasts; an idle model stays warm until its room is needed.
 """
@@ -28,23 +28,23 @@ from bge_integrations.runtime.resolve import openvino_failed, resolve
 
 _Waiting = tuple[Request, Future[Output]]
 _CLOSE_SECONDS = 1.5
-"""How long dropping a cache waits for a running forward."""
+"""Seconds that dropping a cache waits for a running forward."""
 
 
 class ModelCache:
-    """Shares loaded models among every object, thread and framework of the process.
+    """A cache that shares loaded models among every object, thread and framework of the process.
 
-    The key is what decides the bytes on the device: model, revision, backend, device, dtype. Instructions, lengths and
-    batch sizes belong to the callers. Loading is single-flight; a model in use is never evicted; the least recently
-    used idle one leaves when a load needs its room.
+    Its key holds all that decides the bytes on the device: model, revision, backend, device, dtype. Instructions,
+    lengths and batch sizes belong to the callers. A model that many callers ask for at once is loaded once. A model in
+    use is never evicted; the least recently used idle one is freed when a load needs its room.
 
     Args:
         budget: Most bytes of weights on each device: bytes, a size such as "20GiB", or a fraction of the device's
             memory as a float. None sets no limit.
         name: A pickled cache comes back, in any process, as the one cache of its name. None makes a private name.
         max_waiting: Calls that may wait for one model, or run on it. Beyond that, async calls wait for their turn, in
-            the order in which they came; others raise `OverloadedError` at once, as `submit_documents` in a server that
-            would rather refuse a request than keep it waiting.
+            the order in which they came; others raise `OverloadedError` at once, as `submit_documents` does for a
+            server that would rather refuse a request than keep it waiting.
 
     Raises:
         ValueError: `budget` is not a size, or `max_waiting` not a whole number above 0.
@@ -79,7 +79,7 @@ class ModelCache:
         weakref.finalize(self, _close, self._residents, self._loaders).atexit = False
 
     def submit(self, request: Request) -> "Future[Output]":
-        """Runs a call on its model; loads the model first if need be. Never blocks.
+        """Run a call on its model, which is loaded first if need be; never block.
 
         A call that the model's files show to be impossible is refused before weights load. The model is leased until
         the future is done.
@@ -88,7 +88,7 @@ class ModelCache:
             A future of the call's rows, cuts and tokens, or its error. Cancelling it cancels the call.
 
         Raises:
-            ClosedError: The interpreter ends.
+            ClosedError: The interpreter is ending.
             RuntimeError: Threads were monkey-patched after this package had been imported.
         """
         refuse_lost_threads()
@@ -107,26 +107,26 @@ class ModelCache:
         return future
 
     def resolve(self, source: ModelSource) -> Resolved:
-        """What a source leads to, without loading weights. May download files, and blocks while it does."""
+        """Find a source's files and how to run them, without loading weights. May download, and blocks meanwhile."""
         resolved = self._current(source)
         if resolved is None:
             resolved = self._known[source] = resolve(source, locate(source))
         return resolved
 
     def plan(self, source: ModelSource, options: Options) -> Plan:
-        """How the model computes calls with these options. As `resolve`; raises what `options` refuse."""
+        """Return the plan for calls with these options. Blocks as `resolve` does; raises what `options` refuse."""
         return plan_of(options, self.resolve(source))
 
     def depth(self, source: ModelSource) -> int:
-        """Calls that wait for a model or run on it; 0 where it is not loaded."""
+        """Return the number of calls that wait for a model or run on it; 0 where it is not loaded."""
         resolved = self._known.get(source)
         return self._residents.depth(resolved.key) if resolved else 0
 
     def stats(self) -> dict[str, Any]:
-        """What is resident and what has happened: plain builtins, for logs and dashboards.
+        """Return the loaded models and counts of what has happened: plain builtins, for logs and dashboards.
 
         Returns:
-            `models`, a list with one dict a resident model (model, revision, backend, device, dtype, bytes, engine,
+            `models`, a list with one dict a loaded model (model, revision, backend, device, dtype, bytes, engine,
             leases, queue_depth, batches, tokens, truncations), `loads`, `evictions`, `budget` and `max_waiting`.
         """
         models = [
@@ -140,13 +140,13 @@ class ModelCache:
         return {"models": models, "loads": loads, "evictions": evictions} | settings
 
     def unload(self, model: str) -> int:
-        """Frees a model on every device, after the calls in flight; calls that come meanwhile load it anew.
+        """Free a model on every device, after the calls in flight; calls that come meanwhile load it anew.
 
         Args:
             model: An id, alias or folder, as given to an embedder or reranker.
 
         Returns:
-            How many copies (devices, dtypes, backends) were freed; 0 if it was not resident.
+            The number of copies (devices, dtypes, backends) that were freed; 0 if it was not loaded.
         """
         names = names_of(model) | {
             known.key.model for source, known in list(self._known.items()) if source.model == model
@@ -154,7 +154,7 @@ class ModelCache:
         return self._residents.leave(lambda key: key.model in names)
 
     def clear(self) -> int:
-        """Frees every model, after the calls in flight. Returns how many."""
+        """Free every model, after the calls in flight, and return how many were freed."""
         return self._residents.leave(lambda _: True)
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class ModelCache:
         return _cache_named, (self.name, self.budget, self.max_waiting)
 
     def abandon(self) -> None:
-        """In a forked child: leaves the parent's models alone, neither used nor freed, and begins anew."""
+        """Begin anew in a forked child: the parent's models are neither used nor freed there."""
         _abandoned.append(self._residents.abandon())
         self._known.clear()
         self._missed.clear()
@@ -178,9 +178,9 @@ class ModelCache:
         self._lock, self._folders = threading.Lock(), FolderWatch()
 
     def _current(self, source: ModelSource) -> Resolved | None:
-        """What `source` is known to lead to; None if that isn't known, or if its folder has changed since.
+        """Return the model that `source` is known to name; None if none is known, or if its folder has changed since.
 
-        A folder that has vanished still counts as it was: the model may be loaded.
+        A folder that has been deleted counts as unchanged, because its model may still be loaded.
         """
         resolved = self._known.get(source)
         if resolved is None or not resolved.watched:
@@ -191,7 +191,7 @@ class ModelCache:
             return resolved
 
     def _serve(self, resident: Resident, resolved: Resolved, request: Request, future: "Future[Output]") -> None:
-        """Starts one leased call; the lease ends before its future is answered, or when that is cancelled."""
+        """Start one leased call; the lease ends before its future is answered, or when that is cancelled."""
         release = partial(self._residents.release, resident)
         future.add_done_callback(release)
         try:
@@ -209,7 +209,7 @@ class ModelCache:
             answer(future, None, error)
 
     def _fetch(self, source: ModelSource) -> None:
-        """In a thread of its own: loads what `source` names, then serves every call that waits for it."""
+        """Load the model that `source` names, then serve every call that waits for it; runs in a thread of its own."""
         try:
             resolved = self.resolve(source)
             if not self._still_wanted(source, resolved):
@@ -225,13 +225,13 @@ class ModelCache:
         self._residents.release(resident, source)
         key = resolved.key
         if key.revision.startswith(LOCAL):
-            # What the folder held before, or its link led to, is out of everyone's reach.
+            # No call can reach the models of the folder's former files, or of its link's former target: free them.
             known = [resolved.key for resolved in list(self._known.values())]
             reached = {k for k in known if k.model != key.model or k.revision == key.revision}
             self._residents.leave(lambda other: other.revision.startswith(LOCAL) and other not in reached)
 
     def _lease(self, source: ModelSource, resolved: Resolved) -> tuple[Resolved, Resident]:
-        """A leased model; what OpenVINO was taken for and cannot run, torch does."""
+        """Return a leased model; one that OpenVINO was chosen for but cannot run is loaded on torch instead."""
         try:
             return resolved, self._residents.lease(resolved, source)
         except UnsupportedModelError as error:
@@ -244,7 +244,7 @@ class ModelCache:
             return instead, self._residents.lease(instead, source)
 
     def _still_wanted(self, source: ModelSource, resolved: Resolved) -> bool:
-        """Refuses bad calls before weights load; whether any call is left to load them for."""
+        """Refuse bad calls before weights load, and return whether any call is left to load them for."""
         accepted = 0
         while True:
             with self._lock:
@@ -277,7 +277,7 @@ _naming = ForkSafeLock()
 
 
 def default_cache() -> ModelCache:
-    """The process-wide cache: what `cache=None` means everywhere."""
+    """Return the process-wide cache, which `cache=None` means everywhere."""
     return _default
 
 
@@ -287,7 +287,7 @@ def _cache_named(name: str, budget: int | float | str | None, max_waiting: int) 
 
 
 def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
-    """When a cache is dropped: stops its workers and frees its weights."""
+    """Stop the workers and free the weights of a cache that is dropped."""
     deadline = time.monotonic() + _CLOSE_SECONDS
     engines = [resident.engine for resident in residents.loaded()]
     for engine in engines:
@@ -299,7 +299,7 @@ def _close(residents: Residents, loaders: set[threading.Thread]) -> None:
 
 
 def _at_exit() -> None:
-    """Calls that still wait are answered late, if at all (`answer`)."""
+    """Stop all engines and threads at exit; calls that still wait are answered late, if at all (see `answer`)."""
     ending.set()
     for cache in list(_caches.values()):
         for resident in cache._residents.loaded():  # noqa: SLF001

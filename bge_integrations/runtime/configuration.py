@@ -1,7 +1,7 @@
 """A folder's config.json as transformers reads it, without the keys that say only how a forward is packaged.
 
 Fine-tunes bring along whatever their training had set: another attention, tuples instead of objects, all hidden states.
-None of it changes what a text's numbers are, and all of it is decided here.
+None of these settings changes a text's numbers, and all of them are decided here.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from bge_integrations.runtime.request import Resolved
 
 _ATTENTION = ("_attn_implementation", "attn_implementation")
 _COMPUTED_EVERYWHERE = ("eager", "sdpa")
-"""Attentions that need nothing installed and run on every device."""
+"""Implementations of attention that need no other package and run on every device."""
 _PACKAGING = {
     "return_dict": True,
     "use_return_dict": True,
@@ -26,16 +26,16 @@ _PACKAGING = {
     "dtype": None,
     "torch_dtype": None,
 }
-"""Keys that are left out, and what they are instead. An encoder has no use for cross-attention, and the dtype is the
-key's in the cache."""
+"""Keys that are left out, and the values that count instead. An encoder has no use for cross-attention, and the dtype
+comes from the model's key in the cache."""
 _FOR_THE_LIBRARY = ("return_dict", "output_attentions", "chunk_size_feed_forward")
-"""Those of them that would make sentence-transformers fail; it brings its own answers to the others."""
+"""Keys of `_PACKAGING` that would make sentence-transformers fail; it decides the others by itself."""
 
 
 def configuration(resolved: Resolved) -> Any:
-    """The configuration to load a model with.
+    """Return the configuration to load a model with.
 
-    Its attention is the folder's where that runs everywhere, else left to transformers.
+    Its attention is the folder's where that runs everywhere; otherwise transformers chooses.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -55,7 +55,7 @@ def configuration(resolved: Resolved) -> Any:
 
 
 def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without those keys, in its inner configurations too."""
+    """Return config.json without the keys of `_PACKAGING` and those of attention, in its inner configurations too."""
     return {
         key: plain(value) if isinstance(value, dict) else value
         for key, value in facts.items()
@@ -64,17 +64,17 @@ def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attention(folder: Folder) -> str | None:
-    """The attention that the folder names, if it runs everywhere; None leaves it to transformers."""
+    """Return the attention that the folder names, if it runs everywhere; None leaves the choice to transformers."""
     named = _named_attention(folder)
     return named if named in _COMPUTED_EVERYWHERE else None
 
 
 def library_arguments(folder: Folder, pad_id: int | None) -> dict[str, dict[str, Any]]:
-    """`config_kwargs` and `model_kwargs` with which sentence-transformers loads the folder in spite of such keys.
+    """Return `config_kwargs` and `model_kwargs` with which sentence-transformers can load a folder with such keys.
 
     Args:
         folder: The model's files.
-        pad_id: What a classifier without a padding token takes.
+        pad_id: The padding token that a classifier without one takes; None gives it none.
     """
     config = {key: _PACKAGING[key] for key in _FOR_THE_LIBRARY if key in folder.config}
     if folder.is_reranker and not _is_token(folder.config.get("pad_token_id"), folder) and pad_id is not None:
@@ -85,7 +85,7 @@ def library_arguments(folder: Folder, pad_id: int | None) -> dict[str, dict[str,
 
 
 def _named_attention(folder: Folder) -> str | None:
-    """An attention that config.json names, or sentence_bert_config.json in the arguments for transformers."""
+    """Return the attention that sentence_bert_config.json, in arguments for transformers, or config.json names."""
     arguments = (folder.settings.get(name) or {} for name in ("model_kwargs", "model_args"))
     for facts in (*arguments, folder.config):
         for key in _ATTENTION:

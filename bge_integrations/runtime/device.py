@@ -1,4 +1,4 @@
-"""Devices, dtypes and bytes."""
+"""Devices, dtypes and memory sizes: their names, defaults and checks."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _DTYPES = {
     "int8": "int8",
 }
 _DEFAULT_DTYPE = {"cpu": "float32", "mps": "float32", "cuda": "float16"}
-"""The reference computes in float32 on a CPU and in float16 on a GPU (FlagEmbedding's use_fp16 default)."""
+"""FlagEmbedding too computes in float32 on a CPU and in float16 on a GPU (its use_fp16 default)."""
 _DEFAULT_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16384}
 _UNITS = {
     "": 1,
@@ -39,14 +39,14 @@ _half_imported = threading.Event()
 
 
 def note_fork_during_load() -> None:
-    """In a forked child whose parent was loading: an import that the fork cut in two never ends here."""
+    """Note, in a forked child whose parent was loading, an import that the fork cut in two: it never ends here."""
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in _IMPORTED_BY_LOADS]
     if any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules):
         _half_imported.set()
 
 
 def normalize_dtype(dtype: object) -> str | None:
-    """One name for "fp16", "float16" and `torch.float16`; None stays None.
+    """Return one name for "fp16", "float16" and `torch.float16`; None stays None.
 
     Raises:
         ValueError: The dtype is not float32, float16, bfloat16 or int8.
@@ -63,7 +63,7 @@ def normalize_dtype(dtype: object) -> str | None:
 
 
 def normalize_device(device: object) -> str | None:
-    """One name for "cuda", "cuda:0" and `torch.device("cuda")`; None stays None. Touches no device.
+    """Return one name for "cuda", "cuda:0" and `torch.device("cuda")`; None stays None. No device is touched.
 
     Raises:
         ValueError: The name is not "cpu", "mps", "cuda" or "cuda:N".
@@ -79,12 +79,12 @@ def normalize_device(device: object) -> str | None:
 
 
 def normalize_devices(device: object) -> tuple[str | None, ...]:
-    """The names of one device, or of a list of devices with a replica each.
+    """Return the names of one device, or of a list of devices with a replica each.
 
     "cpu" twice stands for two replicas on the CPU, named "cpu" and "cpu:1".
 
     Raises:
-        ValueError: A name is not known, comes twice, or the list is empty.
+        ValueError: A name is not known or comes twice, or the list is empty.
     """
     if not isinstance(device, list | tuple):
         return (normalize_device(device),)
@@ -98,10 +98,10 @@ def normalize_devices(device: object) -> tuple[str | None, ...]:
 
 
 def resolve_device(device: str | None) -> str:
-    """The device itself; None takes cuda, else mps, else cpu.
+    """Return the device, once it is known to be there; None takes cuda, else mps, else cpu.
 
     Raises:
-        ForkedProcessError: A forked child of a process that had used CUDA, or was importing torch.
+        ForkedProcessError: This process was forked from one that had used CUDA, or was importing torch.
         ValueError: The machine has no such device.
     """
     if _half_imported.is_set():
@@ -129,17 +129,17 @@ def resolve_device(device: str | None) -> str:
 
 
 def default_dtype(device: str) -> str:
-    """The dtype of weights on `device` where the caller names none."""
+    """Return the dtype of weights on `device` where the caller names none."""
     return _DEFAULT_DTYPE[device.partition(":")[0]]
 
 
 def default_batch_tokens(device: str) -> int:
-    """Tokens of a forward on `device` where the caller names none."""
+    """Return the most tokens of a forward on `device` where the caller names no number."""
     return _DEFAULT_BATCH_TOKENS[device.partition(":")[0]]
 
 
 def total_bytes(device: str) -> int:
-    """The device's memory."""
+    """Return the device's memory in bytes; without CUDA, the machine's."""
     if device.startswith("cuda"):
         import torch
 
@@ -148,10 +148,10 @@ def total_bytes(device: str) -> int:
 
 
 def parse_budget(budget: int | float | str | None) -> int | float | None:
-    """A cache's budget: bytes as an int, a fraction of the device as a float, None for no limit.
+    """Parse a cache's budget: return bytes as an int, a fraction of the device as a float, None for no limit.
 
     Raises:
-        ValueError: Not a positive number of bytes, a size such as "20GiB", or a fraction up to 1.0.
+        ValueError: The budget is not a positive number of bytes, a size such as "20GiB", or a fraction up to 1.0.
     """
     if budget is None:
         return None

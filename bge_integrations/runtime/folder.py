@@ -1,4 +1,4 @@
-"""What a model folder's own files say, read without loading weights or any framework."""
+"""The facts in a model folder's own files, read without loading weights or any framework."""
 
 import functools
 import hashlib
@@ -27,28 +27,28 @@ from bge_integrations.runtime.modules import (
 from bge_integrations.types import Pooling
 
 LOCAL = "local-"
-"""What a local folder's revision begins with; a hub revision is a commit hash."""
+"""The beginning of a local folder's revision; a hub revision is a commit hash."""
 
 OPENVINO_GRAPH = "openvino_model.xml"
-"""The graph of a folder that `bge quantize` wrote; its weights lie beside it, `.bin`."""
+"""Name of the graph file in a folder that `bge quantize` wrote; its weights lie beside it, with the suffix `.bin`."""
 OPENVINO_FACTS = "bge_openvino.json"
-"""What marks such a folder, and says how it was made."""
+"""Name of the file that marks such a folder and says how it was made."""
 
 _SETTINGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-"""The names that sentence-transformers gave the Transformer module's settings; the first that says something counts."""
+"""Names that sentence-transformers has given the file of the Transformer module's settings; the first filled counts."""
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "config_sentence_transformers.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
-"""Files of which a folder that brings a tokenizer has one."""
+"""A folder that brings a tokenizer has at least one of these files."""
 _POOLINGS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST_TOKEN}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A model folder's facts.
+    """The facts of a model folder, as its JSON files state them.
 
     Attributes:
         root: The folder.
@@ -56,16 +56,16 @@ class Folder:
         config: config.json.
         modules: modules.json with each module's config; empty without the file.
         pipeline: config_sentence_transformers.json.
-        prompts: Name to text, from that file; empty without modules.json, where sentence-transformers takes none.
+        prompts: Name -> text, from that file; empty without modules.json, where sentence-transformers takes none.
         default_prompt: The text that sentence-transformers adds where no prompt is named.
         settings: sentence_bert_config.json, or the older file of its kind; empty without modules.json.
         settings_file: The name of that file.
         tokenizer: tokenizer_config.json.
-        adapter: adapter_config.json, of which `path` then holds the base; empty where there is none.
+        adapter: adapter_config.json, empty where there is none; with it, `path` and `config` are those of the base.
         tokenizer_path: Where the tokenizer's files are.
         adapter_path: Where the adapter's files are.
-        quantized: bge_openvino.json: how `bge quantize` made it. It then holds an int8 graph for OpenVINO instead of
-            weights. Empty without the file.
+        quantized: bge_openvino.json, which says how `bge quantize` made the folder; empty without the file. With it,
+            the folder holds an int8 graph for OpenVINO instead of weights.
     """
 
     root: Path
@@ -105,7 +105,7 @@ class Folder:
 
     @property
     def labels(self) -> int:
-        """Outputs of the classification head; one where an adapter brings the head, as in sentence-transformers."""
+        """Number of outputs of the classification head; 1 if an adapter brings it, as in sentence-transformers."""
         if self.adapter and not self.architecture.endswith("ForSequenceClassification"):
             return 1
         return int(self.config.get("num_labels") or len(self.config.get("id2label") or {}) or 2)
@@ -137,12 +137,12 @@ class Folder:
 
     @cached_property
     def truncate_dim(self) -> int | None:
-        """How many leading numbers sentence-transformers keeps of the pipeline's vectors; None for all."""
+        """Number of leading dimensions that sentence-transformers keeps of the pipeline's vectors; None for all."""
         return self.pipeline.get("truncate_dim") if self.modules else None
 
     @cached_property
     def positions(self) -> int | None:
-        """Most tokens the position embeddings can take, special tokens included."""
+        """Most tokens the position embeddings can take, special tokens included; None where no file says."""
         positions = self.config.get("max_position_embeddings")
         if not isinstance(positions, int) or positions <= 0:
             return None
@@ -151,26 +151,26 @@ class Folder:
 
     @cached_property
     def max_length(self) -> int:
-        """Tokens at which sentence-transformers would cut a text of this folder."""
+        """Number of tokens to which sentence-transformers would cut a text; 512 where no file says."""
         of_tokenizer = self.tokenizer.get("model_max_length") or self.tokenizer.get("max_len")
         limits = (self.settings.get("max_seq_length") or of_tokenizer, self.positions)
         return min((int(limit) for limit in limits if limit), default=512)
 
     @cached_property
     def heads(self) -> dict[str, Path]:
-        """bge-m3's files beside the weights: output -> the linear layer that makes it."""
+        """bge-m3's files beside the weights: output -> file of the linear layer that makes it; {} for other models."""
         files = [
             (name, d / f"{name}_linear.pt") for d in (self.root, self.adapter_path) for name in ("sparse", "colbert")
         ]
         return {name: file for name, file in files if file.is_file()}
 
     def weights(self) -> tuple[Path, ...]:
-        """The files that transformers would read: safetensors where there are some, else `.bin`; or an int8 graph's.
+        """Return the files that transformers would read, safetensors where there are some, else `.bin`; or a graph's.
 
-        An adapter's come after those of its base.
+        An adapter's files come after those of its base.
 
         Raises:
-            MissingWeightsError: The folder has neither, or not every shard.
+            MissingWeightsError: The folder has no weights, or not every shard.
         """
         return (*self._own_weights(), *self._adapter_weights())
 
@@ -203,23 +203,23 @@ class Folder:
         )
 
     def module_weights(self) -> tuple[Path, ...]:
-        """The weight files of the pipeline's other modules, such as Dense."""
+        """Return the weight files of the pipeline's other modules, such as Dense."""
         folders = [self.root / module.name for module in self.modules if module.name]
         return tuple(sorted(f for d in folders if d != self.path for f in (*d.glob("*.safetensors"), *d.glob("*.bin"))))
 
 
 def adapter_of(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Where a folder's adapter would be, and its adapter_config.json; {} where there is none."""
+    """Return where a folder's adapter would be, and its adapter_config.json; {} where there is none."""
     inner = path / next((entry["path"] for entry in entries_of(path)), "")
     return inner, read_object(inner / ADAPTER)
 
 
 def read_folder(path: Path, base: Path | None = None) -> Folder:
-    """Reads a folder's JSON files.
+    """Read a folder's JSON files.
 
     Args:
         path: The folder.
-        base: Of an adapter, the folder of its base. Without a modules.json, an adapter takes its base's.
+        base: For an adapter, the folder of its base. An adapter without a modules.json takes its base's.
 
     Raises:
         UnknownModelError: There is no such folder, or no config.json in it.
@@ -252,7 +252,7 @@ def read_folder(path: Path, base: Path | None = None) -> Folder:
 
 
 def _adapted(base: Folder, path: Path, inner: Path, modules: tuple[Module, ...]) -> Folder:
-    """The base with what an adapter's folder says besides."""
+    """Return the base's facts, replaced where an adapter's folder states its own."""
     folder = replace(base, adapter=read_object(inner / ADAPTER), adapter_path=inner)
     if any((inner / name).is_file() for name in _TOKENIZERS):
         folder = replace(folder, **_of_tokenizer(inner))
@@ -264,7 +264,7 @@ def _of_tokenizer(inner: Path) -> dict[str, Any]:
 
 
 def _of_pipeline(path: Path, inner: Path, modules: tuple[Module, ...]) -> dict[str, Any]:
-    """What sentence-transformers' files say; without modules.json that library takes nothing of them but the kind."""
+    """Return the facts in sentence-transformers' files; without modules.json that library takes only the kind."""
     pipeline = read_object(path / PIPELINE)
     settings_file, settings = _settings(inner) if modules else (_SETTINGS[0], {})
     prompts, default = _prompts(path, pipeline) if modules else ({}, "")
@@ -279,29 +279,29 @@ def _of_pipeline(path: Path, inner: Path, modules: tuple[Module, ...]) -> dict[s
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
-    """The folders whose files make up the model in `path`: itself, and those of its modules."""
+    """Return the folders whose files make up the model in `path`: itself, and those of its modules."""
     names = [entry["path"] for entry in entries_of(path)]
     return (path, *(path / name for name in dict.fromkeys(names) if name and (path / name).is_dir()))
 
 
 def revision_of(parts: tuple[Path, ...]) -> str:
-    """A local model's revision: its files' names, sizes, times and inodes.
+    """Return a local model's revision, a hash of its files' names, sizes, times and inodes.
 
-    Retraining in place is seen, and that a link to the folder, above it or in it now leads elsewhere.
+    It changes when the model is retrained in place, and when a link to the folder, above it or in it leads elsewhere.
     """
     states = repr([sorted(_states(part)) for part in parts]).encode()
     return LOCAL + hashlib.blake2s(states, digest_size=8).hexdigest()
 
 
 class FolderWatch:
-    """Revisions of local models; a model is looked at once for all who ask while it is looked at."""
+    """Revisions of local models; one look at a model's files answers all threads that asked before it began."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[tuple[Path, ...], tuple[float, str]] = {}
 
     def revision(self, parts: tuple[Path, ...]) -> str:
-        """`revision_of(parts)` at some moment after this was called."""
+        """Return `revision_of(parts)` as of some moment after this was called."""
         asked = time.perf_counter()
         with self._lock:
             looked, revision = self._seen.get(parts, (-math.inf, ""))
@@ -312,7 +312,7 @@ class FolderWatch:
 
 
 def content_hash(file: Path) -> str:
-    """The file's SHA-256; read once, and again when its size or time has changed."""
+    """Return the file's SHA-256; the file is read once, and again when its size or time has changed."""
     stat = file.stat()
     return _content_hash(file, (stat.st_size, stat.st_mtime_ns))
 
@@ -324,7 +324,7 @@ def _content_hash(file: Path, _state: tuple[int, int]) -> str:
 
 
 def _states(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Name, size, time and inode of the files right in a folder."""
+    """Return name, size, time and inode of each file directly in a folder."""
     states = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -335,13 +335,13 @@ def _states(folder: Path) -> list[tuple[str, int, int, int]]:
 
 
 def _settings(inner: Path) -> tuple[str, dict[str, Any]]:
-    """The Transformer module's settings, and the name of their file."""
+    """Return the name of the file of the Transformer module's settings, and the settings; {} where there are none."""
     found = ((name, read_object(inner / name)) for name in _SETTINGS)
     return next(((name, settings) for name, settings in found if settings), (_SETTINGS[0], {}))
 
 
 def _prompts(path: Path, pipeline: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-    """The prompts, and the text of the one that is used by default."""
+    """Return the prompts by name, and the text of the default one, "" where there is none."""
     file, prompts, name = path / PIPELINE, pipeline.get("prompts") or {}, pipeline.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise ValueError(f'{file} should hold texts by name in "prompts", not {prompts!r:.80}. {AGAIN}')

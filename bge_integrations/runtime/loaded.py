@@ -1,4 +1,4 @@
-"""The models that are loaded: counted leases, a budget a device, eviction by least recent use."""
+"""The loaded models: who leases them, each device's budget of bytes, and eviction of the least recently used."""
 
 import logging
 import threading
@@ -21,13 +21,13 @@ class Resident:
     """A model in the cache.
 
     Attributes:
-        key: What it is.
-        nbytes: The room it takes or, once that is granted, will take.
-        engine: Not there while it loads.
+        key: All that decides its bytes on the device.
+        nbytes: The bytes it takes or, once they are reserved, will take.
+        engine: The engine that runs it; not set while it loads.
         loading: Whether it still loads.
-        leases: Who uses it now: the futures of calls, and whoever loads it for them.
-        used: When it was last leased, as the table counts.
-        leaving: It takes no new calls and goes when the last lease ends.
+        leases: Who uses it now: the futures of calls, and the source that it is loaded for.
+        used: The table's count of leases when it was last leased.
+        leaving: Whether it takes no new calls and is freed when the last lease ends.
     """
 
     key: ModelKey
@@ -44,12 +44,12 @@ class Resident:
 
 
 class Residents:
-    """At most one copy of each key, also while one loads or leaves.
+    """A table of the models in the cache: at most one copy of each key, also while one loads or leaves.
 
     Args:
         budget: Most bytes of weights on each device: bytes as an int, a fraction of the device as a float, None for no
             limit.
-        max_waiting: Calls that may wait for a model.
+        max_waiting: Number of calls that may wait for a model.
     """
 
     def __init__(self, budget: int | float | None, max_waiting: int) -> None:
@@ -62,18 +62,18 @@ class Residents:
         self.loads = self.evictions = 0
 
     def loaded(self) -> list[Resident]:
-        """The models that have finished loading."""
+        """Return the models that have finished loading."""
         with self._changed:
             return [resident for resident in self._table.values() if not resident.loading]
 
     def depth(self, key: ModelKey) -> int:
-        """Calls that wait for a model or run on it; 0 where it is not loaded."""
+        """Return the number of calls that wait for a model or run on it; 0 where it is not loaded."""
         with self._changed:
             resident = self._table.get(key)
             return resident.engine.stats.queue_depth if resident and not resident.loading else 0
 
     def lease_if_ready(self, key: ModelKey, holder: object) -> Resident | None:
-        """A model leased to `holder`, or None where that would take a load or a wait."""
+        """Lease a model to `holder` and return it; None where that would take a load or a wait."""
         with self._changed:
             resident = self._table.get(key)
             if resident is None or resident.loading or resident.leaving:
@@ -84,7 +84,7 @@ class Residents:
             return resident
 
     def lease(self, resolved: Resolved, holder: object) -> Resident:
-        """A model leased to `holder`, after loading it if it isn't there; blocks.
+        """Lease a model to `holder` and return it, after loading it if it isn't there; blocks.
 
         Raises:
             OverBudgetError: It can never fit the budget.
@@ -115,22 +115,22 @@ class Residents:
             return resident
 
     def lease_again(self, resident: Resident, holder: object) -> None:
-        """Leases a leased model to one more."""
+        """Lease a model that is already leased to one more holder."""
         with self._changed:
             resident.leases.add(holder)
 
     def release(self, resident: Resident, holder: object) -> None:
-        """Ends the lease of `holder`, unless it has ended."""
+        """End the lease of `holder`, unless it has ended."""
         with self._changed:
             resident.leases.discard(holder)
             if not resident.leases:
                 self._changed.notify_all()
 
     def leave(self, chosen: Callable[[ModelKey], bool]) -> int:
-        """Frees the chosen models once their calls have ended; waits for those that load or leave already.
+        """Free the chosen models once their calls have ended; wait for those that load or leave already.
 
         Returns:
-            How many it freed.
+            The number of models that this call freed.
         """
         with self._changed:
             wanted = [r for r in self._table.values() if chosen(r.key)]
@@ -140,7 +140,7 @@ class Residents:
                 resident.leaving = True
             try:
                 self._changed.wait_for(lambda: not any(r.leases for r in mine))
-            except BaseException:  # Ctrl-C: they stay, and serve again
+            except BaseException:  # after Ctrl-C they stay, and serve again
                 for resident in mine:
                     resident.leaving = False
                 self._changed.notify_all()
@@ -152,7 +152,7 @@ class Residents:
         return len(mine)
 
     def abandon(self) -> list[Resident]:
-        """In a forked child: forgets the parent's models without freeing them, and returns them."""
+        """Forget the parent's models in a forked child, without freeing them, and return them."""
         left = list(self._table.values())
         self._table.clear()
         self._arriving.clear()
@@ -160,10 +160,10 @@ class Residents:
         return left
 
     def _make_room(self, newcomer: Resident, nbytes: int) -> None:
-        """Reserves `nbytes`, evicting models by least recent use: idle ones at once, busy ones after their calls.
+        """Reserve `nbytes`, evicting models by least recent use: idle ones at once, busy ones after their calls.
 
-        Loads get room in the order in which they came, so none waits for ever; one passes the others where that takes
-        no room from them.
+        Loads get room in the order in which they came, so none waits for ever; a load passes earlier ones only where
+        that takes no room from them.
         """
         if self._budget is None:
             return
@@ -187,21 +187,21 @@ class Residents:
         finally:
             with self._changed:
                 del self._arriving[newcomer]
-                for resident in leaving:  # the load is given up: they stay, and serve again
+                for resident in leaving:  # the load has been given up: they stay, and serve again
                     resident.leaving = False
                     self.evictions -= 1
                 self._changed.notify_all()
 
     def _reserve(self, newcomer: Resident, limit: int, leaving: list[Resident]) -> bool:
-        """Reserves the newcomer's room if it is free; else waits until something may be freed.
+        """Reserve the newcomer's room if it is free; else choose a model to evict, or wait until one may be freed.
 
         Args:
-            newcomer: One of `_arriving`.
-            limit: The device's budget.
-            leaving: The models that leave for it; those chosen here are added.
+            newcomer: The model that needs room, one of `_arriving`.
+            limit: The device's budget in bytes.
+            leaving: The models that leave for it; one that is chosen here is added.
 
         Returns:
-            Whether it has its room.
+            Whether the newcomer has its room.
         """
         with self._changed:
             nbytes = self._arriving[newcomer]
@@ -216,7 +216,7 @@ class Residents:
             candidates = [r for r in neighbours if r.ready]
             if not fits and not earlier and candidates:
                 chosen = min(candidates, key=lambda r: (bool(r.leases), r.used))
-                chosen.leaving = True  # it takes no new calls, so they can't keep it
+                chosen.leaving = True  # it takes no new calls, so none can keep it here
                 self.evictions += 1
                 leaving.append(chosen)
             elif all(r.leases for r in leaving):

@@ -1,4 +1,4 @@
-"""The only place that turns files into an engine."""
+"""Loading: the only module that turns a model's files into an engine."""
 
 import functools
 import gc
@@ -34,11 +34,11 @@ _one_load = ForkSafeLock()
 _has_loaded = threading.Event()
 
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Has transformers say what a checkpoint lacks or has in another shape, which `_refuse_missing` then refuses."""
+"""Arguments that make transformers report tensors that are missing or misshapen, for `_refuse_missing` to refuse."""
 
 
 def compute_single_threaded_after_fork() -> None:
-    """In a forked child of a process that had loaded a model, even if it has none any more.
+    """Limit torch to one thread in a forked child of a process that had loaded a model, even if it has none any more.
 
     OpenMP's threads do not exist in the child, and waiting for them would never end.
     """
@@ -49,10 +49,10 @@ def compute_single_threaded_after_fork() -> None:
 
 
 def load(resolved: Resolved, max_waiting: int) -> Engine:
-    """Loads tokenizer and weights onto the device, for a queue of `max_waiting` calls.
+    """Load tokenizer and weights onto the device, and return an engine with a queue of `max_waiting` calls.
 
     Raises:
-        MissingWeightsError: The checkpoint lacks a tensor that the model needs, or is not made of tensors alone.
+        MissingWeightsError: The checkpoint lacks a tensor that the model needs, or holds more than tensors.
         UnsupportedModelError: The tokenizer has no fast version, or a library cannot load the model.
         ValueError: A file is damaged; the message names it.
     """
@@ -86,16 +86,16 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
 
 @functools.cache
 def _collect_once() -> None:
-    """After the first load, whose imports leave hundreds of thousands of objects to Python's garbage collector.
+    """Collect garbage after the first load, whose imports leave hundreds of thousands of objects to the collector.
 
-    It would go through them all in the middle of some later call, and hold every thread for some 250 ms.
+    Otherwise it would go through them all in the middle of some later call, and hold every thread for some 250 ms.
     """
     gc.collect()
 
 
 @contextmanager
 def _explained(folder: Folder) -> Iterator[None]:
-    """Says which folder could not be loaded, and of it which file, whatever a library says."""
+    """Turn any library's error into one that names the folder that could not be loaded, or its damaged file."""
     try:
         yield
     except (BgeError, MemoryError, DeviceMemoryError):
@@ -111,7 +111,7 @@ def _explained(folder: Folder) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' bars and reports off stderr; what they tell is checked here and raised or logged."""
+    """Keep transformers' bars and reports off stderr; what they report is checked here and raised or logged."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -133,7 +133,7 @@ def _model(resolved: Resolved, tokenizer: Any) -> Backend:
 
 
 def quantized_graph(resolved: Resolved, texts: Sequence[str]) -> Any:
-    """An encoder as an int8 graph for OpenVINO, calibrated on texts; raises as `load` and `openvino` do."""
+    """Quantize an encoder to an int8 graph for OpenVINO, calibrated on texts; raises as `load` does."""
     with _one_load, _quiet():
         tokenizer = text_tokenizer(load_tokenizer(resolved), resolved.folder)
         return openvino_graph.quantized_graph(
@@ -176,7 +176,7 @@ def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
 
 
 def _packing_fault(key: ModelKey, last_layer: Any, head: Head, packed: Any, padded: Any) -> str:
-    """Why a model may not run packed; its attention is transformers' own then, with which it may run padded."""
+    """Return why a model may not run packed, "" if it may; with a fault, transformers' own attention is left in it."""
     from bge_integrations.inference.backends.proof import packing_fault
 
     with device_lock(key.device):
@@ -184,7 +184,7 @@ def _packing_fault(key: ModelKey, last_layer: Any, head: Head, packed: Any, padd
 
 
 def _encoder_module(resolved: Resolved, dtype: str, attention: str | None) -> Any:
-    """The whole checkpoint, on the CPU; `attention` None leaves the choice to the folder, else to transformers."""
+    """Load the whole checkpoint on the CPU; without `attention` the folder chooses it, else transformers."""
     import torch
     from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -209,7 +209,7 @@ def _encoder_module(resolved: Resolved, dtype: str, attention: str | None) -> An
 
 
 def _heads(folder: Folder) -> dict[str, Any]:
-    """bge-m3's linear layers: output -> layer."""
+    """Load bge-m3's linear layers, output -> layer; {} for a model without them."""
     import torch
 
     heads = {}
@@ -230,7 +230,7 @@ def _heads(folder: Folder) -> dict[str, Any]:
 
 
 def _decoder(resolved: Resolved) -> Backend:
-    """A language model without its output layer, or with it for a reranker."""
+    """Load a language model without its output layer, or with it for a reranker."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     from bge_integrations.inference.backends.pytorch import TorchBackend
@@ -264,8 +264,8 @@ def _loaded_decoder(resolved: Resolved, model_class: Any, config: Any) -> Any:
 
     from bge_integrations.inference.backends import varlen
 
-    # Gemma 2's cap on attention: transformers before 5 left it out in its default attention, with which the published
-    # numbers were made, and torch's variable-length kernel has none.
+    # Gemma 2's cap on attention is off: transformers before 5 left it out in its default attention, with which the
+    # published numbers were made, and torch's variable-length kernel has none.
     config.attn_logit_softcapping = None
     config._attn_implementation = varlen.NAME  # noqa: SLF001 - transformers has no public name for it
     key, folder = resolved.key, resolved.folder
@@ -277,7 +277,7 @@ def _loaded_decoder(resolved: Resolved, model_class: Any, config: Any) -> Any:
 
 
 def _decoder_engine(resolved: Resolved, config: Any) -> str:
-    """How a packed decoder runs; without the kernel, attention goes text by text."""
+    """Describe how a packed decoder runs; without the kernel, attention is computed text by text."""
     from bge_integrations.inference.backends import varlen
 
     key = resolved.key
@@ -290,7 +290,7 @@ def _decoder_engine(resolved: Resolved, config: Any) -> str:
 
 
 def _padded_reason(resolved: Resolved) -> str:
-    """Why the torch backend pads; empty if it runs packed."""
+    """Return why the torch backend pads, "" if it runs packed."""
     from bge_integrations.inference.backends import varlen
 
     key, config = resolved.key, resolved.folder.config
@@ -320,8 +320,8 @@ def _pipeline(resolved: Resolved, tokenizer: Any) -> Backend:
             config_kwargs=given["config_kwargs"],
             model_kwargs=given["model_kwargs"] | {"dtype": getattr(torch, key.dtype), "ignore_mismatched_sizes": True},
         )
-    # The library initialises what a checkpoint lacks at random and only logs it. It alone knows which class a folder is
-    # of (of T5 it takes the encoder), so what it made is compared with its files once more.
+    # sentence-transformers initialises tensors that a checkpoint lacks at random and only logs it. It alone knows which
+    # class a folder needs (for T5, the encoder's), so the model that it made is compared with the files once more.
     inner = model[0].auto_model
     _, report = type(inner).from_pretrained(folder.path, config=inner.config, dtype=inner.dtype, **_REPORTED)
     _refuse_missing(report, folder)
@@ -333,7 +333,7 @@ def _pipeline(resolved: Resolved, tokenizer: Any) -> Backend:
 
 
 def _unmapped(model: Any, key: ModelKey) -> Any:
-    """Copies weights out of a local folder's mapped file: retraining it in place would cut them off (SIGBUS).
+    """Copy weights out of a local folder's mapped file, for retraining in place would cut them off (SIGBUS).
 
     The hub's files never change, so their weights stay mapped, and processes share the memory.
     """
@@ -344,7 +344,7 @@ def _unmapped(model: Any, key: ModelKey) -> Any:
 
 
 def _refuse_missing(report: dict[str, Any], folder: Folder) -> None:
-    # Embedders leave BERT's pooler unused, and many checkpoints leave it out; BERT's classifier stands on it.
+    # Embedders do not use BERT's pooler, and many checkpoints leave it out; BERT's classifier needs it.
     missing = sorted(
         name
         for name in report["missing_keys"]

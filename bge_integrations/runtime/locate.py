@@ -1,4 +1,4 @@
-"""Where a model's files are: in this package, in a folder, or on the hub."""
+"""The search for a model's files: in this package, in a folder, or on the hub."""
 
 import functools
 import os
@@ -16,14 +16,14 @@ from bge_integrations.runtime.request import Located, ModelSource
 _HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([^/\\]+)[/\\]?$")
 _FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*vocab.*", "*.safetensors", "*_linear.pt"]
 _OTHER_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin", "openvino_model.*"]
-"""What a module's folder may hold in place of safetensors."""
+"""Patterns of weight files that a module's folder may hold in place of safetensors."""
 _NOT_FILES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _download_lock = ForkSafeLock()
 
 
 def named_folder(model: str) -> Path | None:
-    """The folder that a name means now, absolute, links not followed; None for a repository of the hub.
+    """Return the folder that a name means now, absolute, without following links; None for a repository of the hub.
 
     A name that can only be a path means that path, whether there is a folder yet or not.
     """
@@ -33,11 +33,11 @@ def named_folder(model: str) -> Path | None:
 
 
 def locate(source: ModelSource) -> Located:
-    """Finds the model's folder, and an adapter's base; downloads from the hub at most once a process.
+    """Find the model's folder, and that of an adapter's base; download from the hub at most once a process.
 
     Raises:
-        UnknownModelError: Neither a folder nor a repository that can be reached.
-        UnsupportedModelError: An adapter of an adapter.
+        UnknownModelError: The model is neither a folder nor a repository that can be reached.
+        UnsupportedModelError: The model is an adapter of an adapter.
     """
     located = _place(source)
     inner, adapter = adapter_of(located.path)
@@ -51,7 +51,7 @@ def locate(source: ModelSource) -> Located:
 
 
 def _base(source: ModelSource, inner: Path, adapter: Mapping[str, object]) -> Located:
-    """Where an adapter's base is: a folder beside it or below the working directory, or a repository of the hub."""
+    """Find an adapter's base: a folder beside it, a path from the working directory, or a repository of the hub."""
     file, name, revision = inner / ADAPTER, adapter.get("base_model_name_or_path"), adapter.get("revision")
     if not isinstance(name, str) or not name:
         raise ValueError(f"{file} names no base_model_name_or_path, so the adapter has no model. Save it again.")
@@ -98,14 +98,14 @@ def _local(path: Path) -> Located:
 
 
 def names_of(model: str) -> set[str]:
-    """Every name under which a key may know what a caller calls `model`."""
+    """Return every name under which the cache may keep what a caller calls `model`."""
     path, spec = Path(model).expanduser(), row_of(model)
     hub = _HUB_CACHE.search(str(path.absolute()))
     return {model, _name_of(path.resolve()), *((spec.id,) if spec else ()), *((f"{hub[1]}/{hub[2]}",) if hub else ())}
 
 
 def row_of(name: str) -> ModelSpec | None:
-    """The catalogue's row of a model; None if it has none."""
+    """Return the catalogue's row of a model; None if it has none."""
     try:
         return get_spec(name)
     except UnknownModelError:
@@ -114,24 +114,24 @@ def row_of(name: str) -> ModelSpec | None:
 
 @functools.cache
 def _packaged_folders() -> dict[str, Path]:
-    """The models that ship with this package: id -> folder."""
+    """Return the models that ship with this package: id -> folder."""
     return {spec.id: _PACKAGE / spec.packaged for spec in list_models() if spec.packaged}
 
 
 def _name_of(folder: Path) -> str:
-    """What the cache calls a local folder."""
+    """Return the cache's name for a local folder: the id of a model that ships with this package, else the path."""
     return next((id_ for id_, packaged in _packaged_folders().items() if packaged == folder), str(folder))
 
 
 def hub_folder(cache_folder: str | None = None) -> str:
-    """Where downloads are kept: the caller's folder, else the environment's."""
+    """Return the folder where downloads are kept: the caller's, else the environment's."""
     from huggingface_hub import constants
 
     return cache_folder or os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE
 
 
 def _other_weights(snapshot: Path) -> list[str]:
-    """Patterns of weights for the modules whose folders have no safetensors."""
+    """Return patterns of weights for the modules whose folders have no safetensors."""
     folders = parts_of(snapshot)
     inner = adapter_of(snapshot)[0]
     lacking = [f for f in dict.fromkeys((inner, *folders[1:])) if not any(f.glob("*model*.safetensors"))]

@@ -12,10 +12,10 @@ _POINTER = b"version https://git-lfs"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file's JSON object; {} where there is no such file.
+    """Read the JSON object in a file; return {} where there is no such file.
 
     Raises:
-        ValueError: It holds something else.
+        ValueError: The file holds something else.
     """
     content = read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
@@ -26,10 +26,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file and return its content.
 
     Raises:
-        ValueError: It is a pointer of Git LFS, or no JSON in UTF-8.
+        ValueError: The file is a pointer of Git LFS, or is not JSON in UTF-8.
     """
     content = path.read_bytes()
     if content.startswith(_POINTER):
@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
 
 VECTOR, _TOKENS = "sentence_embedding", "token_embeddings"
 _CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}
-"""Modules whose settings are not in a config.json."""
+"""The settings files of modules that have no config.json."""
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -51,12 +51,12 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""The older notation of a Pooling module's modes, in the order in which they are put together."""
+"""The older notation of a Pooling module's modes, in the order in which their vectors are joined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One entry of modules.json: its class, by the last name alone if the library brings it, and its config."""
+    """One entry of modules.json: its folder, its class (by the last name alone if the library's), and its config."""
 
     name: str
     type: str
@@ -71,7 +71,7 @@ class Module:
 
 
 def entries_of(path: Path) -> list[dict[str, Any]]:
-    """The entries of modules.json, in the order in which they run: that of the file."""
+    """Return the entries of modules.json in the file's order, in which they run; [] without the file."""
     file = path / "modules.json"
     entries = read_json(file) if file.is_file() else []
     if not isinstance(entries, list) or not all(
@@ -87,7 +87,7 @@ def entries_of(path: Path) -> list[dict[str, Any]]:
 
 
 def read_modules(path: Path) -> tuple[Module, ...]:
-    """A pipeline's modules with their configs; () where the folder has no modules.json."""
+    """Read a pipeline's modules with their configs; return () where the folder has no modules.json."""
     modules = []
     for entry in entries_of(path):
         kind = re.sub(r"^sentence_transformers\.(.*\.)?", "", entry["type"])
@@ -97,13 +97,13 @@ def read_modules(path: Path) -> tuple[Module, ...]:
 
 
 def names_of_vectors(module: Module) -> tuple[str, str]:
-    """What a Dense or a Normalize reads and what it writes."""
+    """Return the names of the vectors that a Dense or a Normalize module reads and writes."""
     source = module.config.get("module_input_name") or VECTOR
     return source, module.config.get("module_output_name") or source
 
 
 def width_of(modules: tuple[Module, ...], hidden: int) -> int:
-    """Length of a pipeline's vectors, from the width of its transformer's hidden states."""
+    """Compute the length of a pipeline's vectors from the width of its transformer's hidden states."""
     widths = {_TOKENS: hidden}
     for module in modules:
         config = module.config

@@ -1,7 +1,7 @@
-"""A script of its own: quantizes an OpenVINO graph to int8.
+"""A script that quantizes an OpenVINO graph to int8, in a process of its own.
 
-nncf takes over its process when it is imported: the class of new loggers, and bars and reports on stdout. So it runs in
-another, which takes a folder with `float32.xml` and `inputs.npz` and leaves `int8.xml` there.
+When it is imported, nncf changes the class of new loggers, and it prints bars and reports to stdout: the user's process
+is spared that. The script takes a folder with `float32.xml` and `inputs.npz` and leaves `int8.xml` there.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(folder: Path) -> None:
-    """Calibrates on `inputs.npz`: arrays called "<number>/<name of an input>", each (1, tokens)."""
+    """Quantize with the ranges of `inputs.npz`: arrays called "<number>/<name of an input>", each (1, tokens)."""
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # both libraries report on their use with it
     import nncf  # type: ignore[import-untyped]
     import numpy as np

@@ -1,6 +1,6 @@
-"""A model as a graph for OpenVINO: converted from its torch module once, in int8 if wanted, and kept on disk.
+"""Graphs for OpenVINO: a model is converted from its torch module once, to int8 if wanted, and kept on disk.
 
-`bge_integrations/openvino` in the user's cache has a folder a graph; any may be deleted at any time.
+`bge_integrations/openvino` in the user's cache has a folder for each graph; any may be deleted at any time.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Graph = Any
 """An `openvino.Model`."""
 Module = Callable[[], Any]
-"""Loads the torch module in float32."""
+"""A function that loads the torch module in float32."""
 
 _TEXTS = Path(__file__).with_name("calibration.txt")
 _NNCF_SCRIPT = Path(__file__).with_name("nncf_script.py")
@@ -45,7 +45,7 @@ _BLOCKED = "openvino_telemetry"
 
 
 def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, module: Module) -> Backend:
-    """The model on OpenVINO; `module` is called only where no graph is kept.
+    """Load the model on OpenVINO; `module` is called only where no graph is kept.
 
     Raises:
         UnsupportedModelError: OpenVINO cannot convert or compile it.
@@ -77,7 +77,7 @@ def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, m
 
 @contextmanager
 def _naming_openvino() -> Iterator[None]:
-    """Says of whatever is raised that it was OpenVINO."""
+    """Turn any error of another library into one that names OpenVINO as the cause."""
     try:
         yield
     except (BgeError, MemoryError):
@@ -90,20 +90,20 @@ def _naming_openvino() -> Iterator[None]:
 
 
 def default_texts() -> list[str]:
-    """What int8 is calibrated on where nobody names texts.
+    """Return the texts that int8 is calibrated on where the caller names none.
 
-    Paragraphs of "War and Peace" (translated by Louise and Aylmer Maude) and of "Pride and Prejudice", which are out of
-    copyright, and lines of code, numbers and other languages of this project's own.
+    They are paragraphs of "War and Peace" (translated by Louise and Aylmer Maude) and of "Pride and Prejudice", which
+    are out of copyright, and lines of code, numbers and other languages of this project's own.
     """
     return _TEXTS.read_text(encoding="utf-8").splitlines()
 
 
 def quantized_graph(folder: Folder, tokenizer: TextTokenizer, module: Module, texts: Sequence[str]) -> Graph:
-    """The model in int8, its ranges calibrated on texts, or some of them if there are many.
+    """Quantize the model to int8, its ranges calibrated on texts, or on some of them if there are many.
 
     Raises:
         MissingExtraError: nncf is not installed.
-        RuntimeError: nncf failed; the message ends with what it said.
+        RuntimeError: nncf failed; the message ends with nncf's own.
     """
     require_openvino("nncf")
     import_openvino()
@@ -119,20 +119,20 @@ def quantized_graph(folder: Folder, tokenizer: TextTokenizer, module: Module, te
 
 
 def save_graph(graph: Graph, file: Path) -> None:
-    """Writes `file` and its weights beside it, `.bin`."""
+    """Write the graph to `file`, and its weights beside it with the suffix `.bin`."""
     import openvino  # type: ignore[import-untyped]
 
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
 def graphs_folder() -> Path:
-    """Where converted graphs are kept."""
+    """Return the folder where converted graphs are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bge_integrations" / "openvino"
 
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` as a whole at the end; nothing is left behind after an error.
+    """Yield a folder to fill, which becomes `folder` as a whole at the end; nothing is left behind after an error.
 
     Raises:
         OSError: The place cannot be written to, or `folder` is there already and not empty.
@@ -148,7 +148,7 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 def import_openvino() -> None:
-    """Imports openvino without the package through which it would report its use over the network."""
+    """Import openvino without the package through which it would report its use over the network."""
     if "openvino" in sys.modules:
         return
     present = sys.modules.get(_BLOCKED)
@@ -162,7 +162,10 @@ def import_openvino() -> None:
 
 
 def _kept(facts: Sequence[object], make: Callable[[], Graph]) -> Callable[[], Graph]:
-    """The function that reads the graph of these facts; from memory where the disk cannot be written to."""
+    """Make the graph of these facts unless it is kept, and return the function that reads it.
+
+    Where the disk cannot be written to, that function gives the graph from memory.
+    """
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     file = graphs_folder() / name / OPENVINO_GRAPH
     read = partial(_read, file, mapped=True)
@@ -186,7 +189,7 @@ def _kept(facts: Sequence[object], make: Callable[[], Graph]) -> Callable[[], Gr
 
 
 def _facts(folder: Folder, tokenizer: TextTokenizer) -> list[object]:
-    """What decides a converted graph."""
+    """Return the facts that decide a converted graph."""
     weights = [content_hash(file) for file in folder.weights()]
     return [version("openvino"), weights, dict(folder.config), folder.is_reranker, _takes_types(tokenizer)]
 
@@ -219,9 +222,9 @@ def _read(file: Path, *, mapped: bool) -> Graph:
 
 
 def _inputs(folder: Folder, tokenizer: TextTokenizer, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Texts as `nncf_script.py` reads them.
+    """Tokenize texts into the arrays that `nncf_script.py` reads.
 
-    For a reranker a text's own beginning, or its neighbour's, is its query.
+    For a reranker, the beginning of the text itself or of its neighbour serves as the query.
     """
     limit = min(_MOST_TOKENS, folder.max_length)
     if folder.is_reranker:

@@ -1,4 +1,4 @@
-"""One call over several replicas of a model: its items split among them, its rows put together again in order."""
+"""One call over several replicas of a model: its items are split among them, its rows joined again in order."""
 
 import threading
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from bge_integrations.runtime.cache import ModelCache
 from bge_integrations.runtime.request import ModelSource, Request
 
 MIN_ITEMS = 8
-"""Items under which a call goes to one replica whole."""
+"""Number of items below which a whole call goes to one replica."""
 
 
 def spread(request: Request, replicas: Sequence[ModelSource], cache: ModelCache) -> Future[Output]:
-    """Runs one call on several replicas: a short one on the least busy, a long one in parts of like size on all.
+    """Run one call on several replicas: a short one on the least busy, a long one in parts of like size on all.
 
     Returns:
-        A future of all rows in the order of the items. The first error of a part is the call's, and cancels the others.
+        A future of all rows in the order of the items. The first error of a part becomes the call's and cancels the
+        other parts.
     """
     items = request.items
     if len(items) < MIN_ITEMS:
@@ -37,14 +38,14 @@ def spread(request: Request, replicas: Sequence[ModelSource], cache: ModelCache)
 
 
 def _bounds(items: Sequence[Any], parts: int) -> list[int]:
-    """Where parts of nearly equally many characters begin and end."""
+    """Return the indices at which parts of nearly equally many characters begin and end."""
     sizes = np.cumsum([len(item) if isinstance(item, str) else sum(map(len, item)) for item in items])
     inner = np.searchsorted(sizes, sizes[-1] * np.arange(1, parts) / parts, side="left") + 1
     return [0, *np.minimum(inner, len(items)).tolist(), len(items)]
 
 
 def joined(parts: list[Future[Output]]) -> Future[Output]:
-    """One future of all parts' rows, in order."""
+    """Return one future of all parts' rows, in order."""
     outcome: Future[Output] = Future()
     lock, left, settled = threading.Lock(), len(parts), False
 

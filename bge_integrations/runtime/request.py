@@ -16,14 +16,14 @@ Kind = Literal["embedder", "reranker"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """What a caller names. Hashable, so that a cache can remember what it led to.
+    """A model as a caller names it; hashable, so that a cache can remember which files it led to.
 
     Attributes are those of `BgeEmbedder`; `device` and `dtype` are normalised names.
 
     Attributes:
         path: The folder that `model` named when this was made, absolute; None where it names a repository of the hub.
             Links on the way are followed at each call.
-        cache_folder: Absolute, for the same reason: it means what it named when this was made.
+        cache_folder: The folder for downloads that was named when this was made, absolute; None for the default.
         pooling_optional: Whether a folder that does not say how it pools is accepted.
     """
 
@@ -44,7 +44,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """What decides the bytes on a device, and nothing else."""
+    """The cache's key of a model: all that decides the bytes on a device, and nothing else."""
 
     model: str
     revision: str
@@ -55,18 +55,20 @@ class ModelKey:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """What a source led to. Two are equal only if they are the same object: what was made from one is kept with it.
+    """A model that was found: its files, and how they run.
+
+    Two are equal only if they are the same object, because the plans that were made from one are kept with it.
 
     Attributes:
         name: What the caller called the model.
         key: The cache's key.
         folder: The model's files.
-        watched: The local folders whose files decide the revision, looked at in every call; none for files that never
-            change: a repository of the hub, or a model that ships with this package.
+        watched: The local folders whose files decide the revision, checked in every call; empty for files that never
+            change: those of a repository of the hub, or of a model that ships with this package.
         spec: The catalogue's row, or None for a model outside it.
-        found_by: How the row was found, for people.
-        guessed: Whether the files only name the row as a parent: what they say themselves goes before it.
-        reason: Why the fast backend does not run it; empty if it does.
+        found_by: How the row was found, as a phrase for messages.
+        guessed: Whether the files only name the row as a parent, so that what they say themselves comes first.
+        reason: Why the fast backend does not run it; "" if it does.
         trust_remote_code: Whether the folder's own Python code may run.
     """
 
@@ -83,11 +85,11 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where a model's files are, and under which name and revision the cache knows them.
+    """The place of a model's files, and the name and revision under which the cache knows them.
 
     Attributes:
         watched: As in `Resolved`; links on the way are not followed.
-        base: Of an adapter, the folder of its base.
+        base: For an adapter, the folder of its base; None for other models.
     """
 
     model: str
@@ -98,14 +100,14 @@ class Located:
 
 
 class Options(Hashable, Protocol):
-    """What besides the model decides a call's numbers: hashable data that pickles."""
+    """The options that, besides the model, decide a call's numbers: hashable data that pickles."""
 
     @abstractmethod
     def plan(self, resolved: Resolved) -> Plan:
-        """How the resolved model computes a call with these options. Reads nothing else and changes nothing.
+        """Return the plan by which the model computes a call with these options; it depends on nothing else.
 
         Raises:
-            ValueError: The model's files show that it can't; the weights need not be loaded for that.
+            ValueError: The model's files show that it can't compute it; the weights need not be loaded for that.
         """
 
 
@@ -115,12 +117,12 @@ class Request:
 
     Attributes:
         source: The model.
-        options: What becomes of the items.
+        options: How the items are computed.
         items: Texts, or pairs of texts.
         max_batch_tokens: Most tokens of a forward that computes some of them; None takes the device's default.
-        refuse_long: Refuse an item over the limit instead of cutting it.
-        first: What messages call the first item.
-        patient: Where too many calls wait, wait for admission instead of being refused.
+        refuse_long: Whether an item over the limit is refused instead of cut.
+        first: The index of the first item in messages.
+        patient: Whether the call waits for admission where too many calls wait, instead of being refused.
     """
 
     source: ModelSource
@@ -134,5 +136,5 @@ class Request:
 
 @functools.lru_cache(maxsize=1024)
 def plan_of(options: Options, resolved: Resolved) -> Plan:
-    """`options.plan(resolved)`, made once."""
+    """Return `options.plan(resolved)`, which is made once and then kept."""
     return options.plan(resolved)

@@ -1,4 +1,4 @@
-"""What a model's files say: its catalogue row, and the backend, device and dtype that run it."""
+"""Decisions from a model's files: its catalogue row, and the backend, device and dtype that run it."""
 
 import functools
 import logging
@@ -28,12 +28,12 @@ _WORTH_CONVERTING = 50_000_000
 
 
 def resolve(source: ModelSource, located: Located) -> Resolved:
-    """Reads the located files and decides row, backend, device and dtype, before any weights load.
+    """Read the located files and decide row, backend, device and dtype, before any weights load.
 
     Raises:
         UnknownModelError: The files alone don't say how to use the model; the message says what to pass.
-        WrongKindError: An embedder where a reranker is needed, or the reverse.
-        UnsupportedModelError: A model or a choice of backend that can't be run.
+        WrongKindError: The model is an embedder where a reranker is needed, or the reverse.
+        UnsupportedModelError: The model can't be run, or not by the chosen backend.
     """
     folder = _read(located.path, located.revision, located.base)
     require_peft(folder)
@@ -53,10 +53,11 @@ def resolve(source: ModelSource, located: Located) -> Resolved:
 
 
 def check_kind(spec: ModelSpec, kind: Kind) -> None:
-    """Refuses a catalogue row of the other kind, or one that can't be run.
+    """Refuse a catalogue row of the other kind, or one that can't be run.
 
     Raises:
-        WrongKindError, UnsupportedModelError
+        WrongKindError: The row is of the other kind.
+        UnsupportedModelError: This version cannot run the model.
     """
     if spec.unsupported:
         raise UnsupportedModelError(f"{spec.id}: {spec.unsupported}")
@@ -70,12 +71,12 @@ def _an(kind: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, _revision: str, base: Path | None) -> Folder:
-    """The revision is there for the cache: a changed folder is read anew."""
+    """Read a folder once for each revision; a changed folder is read anew."""
     return read_folder(path, base)
 
 
 def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[ModelSpec | None, str, bool]:
-    """The row, how it was found, and whether it is only a guess, so that what the files say goes before it."""
+    """Return the row or None, how it was found, and whether it is a guess that the files' own facts overrule."""
     name = source.model.rstrip("/")
     if spec := row_of(located.model) or row_of(name):
         return spec, f"by its id {spec.id}" if name == spec.id else f"{source.model} stands for {spec.id}", False
@@ -96,7 +97,7 @@ def _find_row(source: ModelSource, located: Located, folder: Folder) -> tuple[Mo
 
 
 def _guesses(source: ModelSource, folder: Folder) -> Iterator[tuple[str, str]]:
-    """Ids that the files or the folder's place name, and what it is that names them."""
+    """Yield the ids that the files or the folder's path name, each with a phrase that says where it stands."""
     yield str(folder.config.get("_name_or_path", "")), "config.json names"
     yield str(folder.adapter.get("base_model_name_or_path", "")), "its adapter is one of"
     if source.path:
@@ -104,14 +105,14 @@ def _guesses(source: ModelSource, folder: Folder) -> Iterator[tuple[str, str]]:
 
 
 def _check_files(source: ModelSource, folder: Folder) -> None:
-    """Refuses files of the other kind. A language model's don't tell whether it embeds or reranks."""
+    """Refuse files of the other kind; those of a language model don't tell whether it embeds or reranks."""
     actual: Kind = "reranker" if folder.is_reranker else "embedder"
     if actual != source.kind and not folder.is_language_model:
         raise WrongKindError(f"{source.model} is {_an(actual)}. Use {_CLASS_OF[actual]} for it.")
 
 
 def _check_architecture(source: ModelSource, folder: Folder, spec: ModelSpec | None) -> None:
-    """Refuses files that are not of the architecture that the row, or its absence, asks for."""
+    """Refuse files of another architecture than the row's, and a language model without such a row as a reranker."""
     if spec and (wanted := decoders_of(spec.family)):
         if folder.model_type not in wanted:
             raise UnsupportedModelError(
@@ -169,7 +170,7 @@ def _choose_backend(source: ModelSource, located: Located, folder: Folder, spec:
 
 
 def _check_openvino(source: ModelSource, folder: Folder, reason: str) -> None:
-    """Refuses what OpenVINO cannot run."""
+    """Refuse a model, backend, device or dtype that cannot be run with OpenVINO."""
     if folder.quantized and (source.backend not in ("auto", "openvino") or source.dtype not in (None, "int8")):
         raise UnsupportedModelError(
             f'{source.model} holds an int8 graph for OpenVINO: backend "auto" or "openvino", dtype None or "int8". '
@@ -185,9 +186,9 @@ def _check_openvino(source: ModelSource, folder: Folder, reason: str) -> None:
 
 
 def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
-    """Whether OpenVINO is there and gives torch's numbers sooner: benchmarks/README.md has what was measured.
+    """Return whether OpenVINO is there and gives torch's numbers sooner: benchmarks/README.md has the measurements.
 
-    Heads besides the dense one stay with torch, and with them their model, so that there is one copy of it.
+    A model with heads besides the dense one stays on torch as a whole, so that there is one copy of it.
     """
     return (
         source.backend == "auto"
@@ -200,24 +201,24 @@ def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
 
 
 def openvino_failed(model: Located | ModelKey, why: str) -> None:
-    """From now on backend="auto" takes torch for a model that OpenVINO could not run."""
+    """Make backend="auto" take torch from now on for a model that OpenVINO could not run."""
     if not openvino_failure(model):
         logger.warning("%s runs on torch, not on OpenVINO: %s", model.model, why)
         _openvino_failures[model.model, model.revision] = why
 
 
 def openvino_failure(model: Located | ModelKey) -> str:
-    """Why backend="auto" no longer takes OpenVINO for a model; empty if it may."""
+    """Return why backend="auto" no longer takes OpenVINO for a model, "" if it may."""
     return _openvino_failures.get((model.model, model.revision), "")
 
 
 def openvino_pays_here() -> bool:
-    """Whether OpenVINO is installed, and this machine's CPU one on which it was measured to be faster than torch."""
+    """Return whether OpenVINO is installed and was measured to be faster than torch on CPUs like this machine's."""
     return platform.machine().lower() in ("x86_64", "amd64") and find_spec("openvino") is not None
 
 
 def require_openvino(*modules: str) -> None:
-    """Raises `MissingExtraError` where openvino, or one of `modules`, is not installed."""
+    """Raise `MissingExtraError` where openvino, or one of `modules`, is not installed."""
     missing = [module for module in ("openvino", *modules) if module not in sys.modules and not find_spec(module)]
     if missing:
         raise MissingExtraError(

@@ -1,4 +1,4 @@
-"""What sentence-transformers' own files ask for: what is known here, what is left to that library, what is refused.
+"""Checks of the settings in sentence-transformers' own files: which run here, in that library, or not at all.
 
 Every key that the library reads is honoured, handed to it or refused by name; none is dropped.
 """
@@ -11,7 +11,7 @@ from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.modules import POOLING_FLAGS, Module
 
 _MODULES = {"CNN", "Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "WeightedLayerPooling", "WordWeights"}
-"""Modules of the library that make one vector a text of a Transformer's token vectors."""
+"""Modules of the library that turn a Transformer's token vectors into one vector a text."""
 _FAST_MODULES = {"Transformer", "Pooling", "Normalize"}
 _NEEDED = {
     "CNN": ("out_channels", "kernel_sizes"),
@@ -28,12 +28,12 @@ _HONOURED = {"max_seq_length", "do_lower_case", "transformer_task", "modality_co
 _WITHOUT_EFFECT = {"unpad_inputs"}
 _LOADING = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _OURS_TO_CHOOSE = {"torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "trust_remote_code"}
-"""Arguments of a load that `dtype`, `backend` and `trust_remote_code` decide here."""
+"""Arguments for loading that `dtype`, `backend` and `trust_remote_code` decide here instead."""
 _POOLING_KEYS = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt", *POOLING_FLAGS}
 
 
 def check_pipeline(folder: Folder, *, trust_remote_code: bool) -> None:
-    """Refuses, before weights load, what neither this package nor sentence-transformers would do as the files ask.
+    """Refuse, before weights load, settings that neither this package nor sentence-transformers would honour.
 
     Raises:
         UnsupportedModelError: The message names the file and what it asks for.
@@ -48,7 +48,7 @@ def check_pipeline(folder: Folder, *, trust_remote_code: bool) -> None:
 
 
 def slow_reason(folder: Folder) -> str:
-    """Why the fast paths don't know this pipeline; empty if they do."""
+    """Return why the fast paths cannot run this pipeline, "" if they can."""
     if not architecture_of(folder.model_type).packs:
         return f"its architecture is {folder.model_type or 'not named'}, not BERT or XLM-RoBERTa"
     if folder.config.get("is_decoder") or folder.config.get("position_embedding_type", "absolute") != "absolute":
@@ -142,7 +142,7 @@ def _check_settings(folder: Folder) -> None:
 
 
 def _is_usual_text(folder: Folder) -> bool:
-    """Whether the transformer's last hidden state, or a classifier's logits, are what the next module gets."""
+    """Return whether the next module gets the transformer's last hidden state or, of a classifier, the logits."""
     settings = folder.settings
     text, output = _USUAL_TEXT["reranker" if folder.is_reranker else "embedder"]
     if settings.get("modality_config") is None:
@@ -154,7 +154,7 @@ def _is_usual_text(folder: Folder) -> bool:
 
 
 def _is_plain(module: Module) -> bool:
-    """Whether a Normalize works on a text's vector, as it does unless told otherwise."""
+    """Return False for a Normalize module that works on something else than a text's vector, else True."""
     names = (module.config.get("module_input_name"), module.config.get("module_output_name"))
     return module.type != "Normalize" or set(names) <= {None, "sentence_embedding"}
 

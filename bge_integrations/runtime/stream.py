@@ -1,4 +1,4 @@
-"""A call's output on its way to the caller: one body for sync and async callers, with or without a bar."""
+"""A stream of a call's output to the caller: the same for sync and async callers, with or without a bar."""
 
 import asyncio
 from collections import deque
@@ -17,22 +17,22 @@ from bge_integrations.process import awaited, wait
 R = TypeVar("R")
 
 _AT_ONCE = 256
-"""Texts, pairs or token vectors whose results are made on the event loop: some 1 ms of work."""
+"""Most texts, pairs or token vectors whose results are made on the event loop itself: some 1 ms of work."""
 
 
 class Stream(Generic[R]):
-    """Feeds items to an engine chunk by chunk and yields what is made of each chunk's rows, in order.
+    """An iterable, sync or async, that feeds items to an engine in chunks and yields each chunk's result, in order.
 
     The next chunk is queued before the first is awaited, so that the device never waits for the caller.
 
     Args:
         items: Any iterable, read as it is needed.
-        start: Queues a chunk that begins at an index. Where too many calls wait, an async caller's chunk waits for
-            admission, as its third argument says.
-        size: Items a chunk.
-        convert: Makes of a chunk's rows what is yielded.
-        report: Told at the end which items were cut.
-        bar: Show a tqdm bar.
+        start: Function that queues a chunk, which begins at an index. Its third argument is True for async callers:
+            their chunk waits for admission where too many calls wait.
+        size: Number of items of a chunk.
+        convert: Function that turns a chunk's rows into what is yielded.
+        report: Function that is called at the end with the items that were cut, if any were.
+        bar: Whether to show a tqdm bar.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Stream(Generic[R]):
 
 
 async def off_loop(items: int, function: Callable[..., R], *arguments: object) -> R:
-    """What a function makes of so many items: of many in a thread, so that the event loop goes on."""
+    """Call a function on so many items and return its result: for many, in a thread, so that the event loop goes on."""
     if items <= _AT_ONCE:
         return function(*arguments)
     try:

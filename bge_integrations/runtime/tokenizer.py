@@ -13,7 +13,7 @@ from bge_integrations.runtime.weights import refuse_missing_vocabulary, refuse_p
 
 
 def load_tokenizer(resolved: Resolved) -> Any:
-    """Loads transformers' tokenizer of a folder, which says what its special tokens are.
+    """Load transformers' tokenizer of a folder, which says what its special tokens are.
 
     Raises:
         MissingWeightsError: The folder has no vocabulary, or a Git LFS pointer in its stead.
@@ -25,7 +25,7 @@ def load_tokenizer(resolved: Resolved) -> Any:
     folder = resolved.folder
     refuse_missing_vocabulary(folder)
     refuse_pointers(tokenizer_files(folder))
-    # transformers looks for its tokenizer class by an architecture that it knows; these are not among them.
+    # transformers finds a tokenizer's class by the architecture, and it does not know the layerwise ones.
     config = PreTrainedConfig() if architecture_of(folder.model_type).layerwise else configuration(resolved)
     tokenizer = AutoTokenizer.from_pretrained(
         folder.tokenizer_path, config=config, trust_remote_code=resolved.trust_remote_code
@@ -40,9 +40,9 @@ def load_tokenizer(resolved: Resolved) -> Any:
 
 
 def text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
-    """Makes what turns texts into token ids of a tokenizer of transformers."""
+    """Make, from a tokenizer of transformers, the object that turns texts into token ids."""
     bos = tokenizer.bos_token_id
-    if bos == tokenizer.pad_token_id and not architecture_of(folder.model_type).layerwise:  # as the reference
+    if bos == tokenizer.pad_token_id and not architecture_of(folder.model_type).layerwise:  # as in FlagEmbedding
         bos = None
     own = copy.deepcopy(tokenizer.backend_tokenizer)
     own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
@@ -56,7 +56,7 @@ def text_tokenizer(tokenizer: Any, folder: Folder) -> TextTokenizer:
 
 
 def _check_tokenizer(tokenizer: Any, resolved: Resolved) -> None:
-    """Refuses settings with which a text's numbers would depend on the texts beside it."""
+    """Refuse settings with which a text's numbers would depend on the texts beside it."""
     model, file = resolved.key.model, resolved.folder.tokenizer_path / "tokenizer_config.json"
     if tokenizer.padding_side == "left" and architecture_of(resolved.folder.model_type).counts_padding:
         raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""What an embedder and a reranker share: where their model comes from, and how a call reaches it."""
+"""The base class of embedders and rerankers, and the checks of what callers give them."""
 
 import inspect
 import os
@@ -30,16 +30,16 @@ OnTruncate = Literal["warn", "raise", "ignore"]
 BackendName = Literal["auto", "torch", "openvino", "sentence_transformers"]
 
 _MADE_ONCE = ("_sources", "_options")
-"""What is made of the arguments, once; an argument that is set later makes it anew."""
+"""Attributes that are made once from the arguments; they are made anew after an argument is set."""
 
 _PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(repr=False, eq=False)
 class ModelUser:
-    """Configuration of something that uses one model; the model itself lives in the cache.
+    """Configuration that an embedder and a reranker share, and the way of a call to the model.
 
-    Its arguments are documented in `BgeEmbedder`.
+    The model itself lives in the cache. The arguments are documented in `BgeEmbedder`.
     """
 
     kind: ClassVar[Kind]
@@ -90,7 +90,7 @@ class ModelUser:
 
     @cached_property
     def _sources(self) -> list[ModelSource]:
-        """The model on each device."""
+        """The model as the cache is asked for it, once for each device."""
         devices = self.device if isinstance(self.device, tuple) else (self.device,)
         return [
             ModelSource(
@@ -103,7 +103,7 @@ class ModelUser:
         ]  # fmt: skip
 
     def _find_row(self) -> ModelSpec | None:
-        """The catalogue's row where the name, or `like`, alone tells it."""
+        """Return the catalogue's row where the name, or `like`, alone tells it; else None."""
         name = self.model.rstrip("/")
         if self.like is not None:
             return get_spec(name, self.like)
@@ -121,7 +121,7 @@ class ModelUser:
     def _submit(
         self, options: Options, items: Sequence[Any], first: int = 0, *, patient: bool = False
     ) -> "Future[Output]":
-        """Runs one call, on as many replicas as there are devices."""
+        """Run one call, on as many replicas as there are devices, and return its future."""
         request = Request(
             source=self._sources[0], options=options, items=items, max_batch_tokens=self.max_batch_tokens,
             refuse_long=self.on_truncate == "raise", first=first, patient=patient,
@@ -130,7 +130,7 @@ class ModelUser:
         return cache.submit(request) if len(self._sources) == 1 else spread(request, self._sources, cache)
 
     def _run(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
-        """The rows of all items as one call or, for a bar to move, in calls of `bar_every` items."""
+        """Compute the rows of all items in one call or, for a bar to move, in calls of `bar_every` items."""
         if not bar_every:
             output = wait(self._submit(options, items))
             if output.cuts:
@@ -139,7 +139,7 @@ class ModelUser:
         return np.concatenate(list(self._stream(options, items, bar_every, convert=np.asarray, bar=True)))
 
     async def _arun(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
-        """As `_run`, without blocking the event loop."""
+        """Compute rows as `_run` does, without blocking the event loop."""
         if not bar_every:
             output = await awaited(self._submit(options, items, patient=True))
             if output.cuts:
@@ -158,7 +158,7 @@ class ModelUser:
         return Stream(items, start, size, convert=convert, report=partial(self._report, options), bar=bar)
 
     def _report(self, options: Options, cuts: Sequence[Cut]) -> None:
-        """One warning a call for all items that were cut."""
+        """Warn once a call of all items that were cut, where `on_truncate` is "warn"."""
         if not cuts or self.on_truncate != "warn":
             return
         limit, what = self._plan(options).max_length, "text" if self.kind == "embedder" else "pair"
@@ -172,7 +172,7 @@ class ModelUser:
 
 
 def _level_of_caller() -> int:
-    """The `stacklevel` at which a warning names the line that called this package."""
+    """Return the `stacklevel` at which a warning names the line that called this package."""
     level, frame = 0, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(f"{_PACKAGE}."):
         level, frame = level + 1, frame.f_back
@@ -180,7 +180,7 @@ def _level_of_caller() -> int:
 
 
 def positive(name: str, value: int) -> int:
-    """`value`, if it is a whole number above 0.
+    """Return `value` if it is a whole number above 0.
 
     Raises:
         ValueError: It is not.
@@ -191,7 +191,7 @@ def positive(name: str, value: int) -> int:
 
 
 def optional_positive(name: str, value: int | None) -> int | None:
-    """As `positive`; None stays None."""
+    """Return `value` as `positive` does; None stays None."""
     return None if value is None else positive(name, value)
 
 
@@ -213,20 +213,20 @@ def _one_of(name: str, value: T, possible: tuple[str, ...]) -> T:
 
 
 def iter_texts(texts: Iterable[str], name: str = "texts") -> Iterator[str]:
-    """The texts one by one, for iterables of any length; raises as `checked_texts`, once it comes to a bad one."""
+    """Iterate over the texts, of which there may be any number; a bad one raises in its turn, as in `checked_texts`."""
     _refuse_bare(texts, name)
     return (_checked(text, index, name) for index, text in enumerate(texts))
 
 
 def checked_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
-    """The texts as a list.
+    """Check the texts and return them as a list.
 
     Args:
         texts: Any iterable of strings.
-        name: What the caller calls it.
+        name: The argument's name for messages.
 
     Raises:
-        TypeError: One bare string, something that is no iterable, or an element that is no string, with its index.
+        TypeError: `texts` is one bare string or no iterable, or an element is no string; the message has its index.
     """
     if not isinstance(texts, list):
         _refuse_bare(texts, name)
@@ -238,10 +238,10 @@ def checked_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
 
 
 def checked_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs as a list of tuples.
+    """Check the pairs and return them as a list of tuples.
 
     Raises:
-        TypeError: Something that is not a pair of strings, with its index.
+        TypeError: `pairs` is no iterable, or an element is not a pair of strings; the message has its index.
     """
     if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
         raise TypeError(f"pairs must be a list of (query, passage) pairs, not {type(pairs).__name__}.")

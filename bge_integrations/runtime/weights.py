@@ -1,4 +1,4 @@
-"""Weight files: how much room they take, and what a damaged one is."""
+"""Weight files: how many bytes they take, and which one is damaged."""
 
 import json
 import math
@@ -16,10 +16,10 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def loaded_bytes(files: Iterable[Path], dtype: str) -> int:
-    """Bytes the weights take once loaded as `dtype`.
+    """Return the number of bytes that the weights take once loaded as `dtype`.
 
     Raises:
-        MissingWeightsError: A safetensors file is truncated or not one, or a file is a Git LFS pointer.
+        MissingWeightsError: A safetensors file is truncated or not valid, or a file is a Git LFS pointer.
     """
     files = tuple(files)
     refuse_pointers(files)
@@ -27,7 +27,7 @@ def loaded_bytes(files: Iterable[Path], dtype: str) -> int:
 
 
 def _safetensors_bytes(file: Path, dtype: str) -> int:
-    """Reads the header: 8 bytes of length, then JSON with dtype, shape and offsets of every tensor."""
+    """Compute the bytes from the header: 8 bytes of length, then JSON with dtype, shape and offsets of every tensor."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -58,12 +58,12 @@ _TOKENIZER = (
 )  # fmt: skip
 _OTHERS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.index.json")
 _VOCABULARIES = ("*.txt", "*.model")
-"""What a tokenizer is made of where there is no tokenizer.json."""
+"""Patterns of the files that a tokenizer is made of where there is no tokenizer.json."""
 _VOCABULARIES_OF_ANY_KIND = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe")
 
 
 def refuse_pointers(files: Iterable[Path]) -> None:
-    """Raises `MissingWeightsError` for a file that Git LFS has not fetched yet."""
+    """Raise `MissingWeightsError` for a file that Git LFS has not fetched yet."""
     for file in files:
         with file.open("rb") as stream:
             is_pointer = stream.read(len(_POINTER)) == _POINTER
@@ -75,13 +75,13 @@ def refuse_pointers(files: Iterable[Path]) -> None:
 
 
 def tokenizer_files(folder: Folder) -> list[Path]:
-    """What a tokenizer is read from."""
+    """Return the files that a tokenizer is read from."""
     where = folder.tokenizer_path
     return _found(where, _TOKENIZER if (where / "tokenizer.json").is_file() else (*_TOKENIZER, *_VOCABULARIES))
 
 
 def refuse_missing_vocabulary(folder: Folder) -> None:
-    """Raises `MissingWeightsError` for a folder without a vocabulary, of which transformers makes an empty one."""
+    """Raise `MissingWeightsError` for a folder without a vocabulary, for which transformers would make an empty one."""
     where = folder.tokenizer_path
     if not _found(where, _VOCABULARIES_OF_ANY_KIND):
         raise MissingWeightsError(
@@ -93,11 +93,11 @@ def refuse_missing_vocabulary(folder: Folder) -> None:
 
 
 def refuse_damaged(folder: Folder) -> None:
-    """Once a model could not be loaded: names the file that is to blame, if one is.
+    """Raise an error that names the damaged file, if there is one, after a model could not be loaded.
 
     Raises:
-        MissingWeightsError: A weight file is a Git LFS pointer, or cut off.
-        ValueError: Another file is.
+        MissingWeightsError: A weight file is damaged, or a file is a Git LFS pointer.
+        ValueError: A JSON or text file is damaged.
     """
     for file in _read_files(folder):
         refuse_pointers([file])
@@ -118,7 +118,7 @@ def _found(where: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _read_files(folder: Folder) -> Iterator[Path]:
-    """What a load reads, in its order; of weights in two formats, safetensors."""
+    """Yield the files that a load reads, in its order; of weights in two formats, safetensors."""
     yield from _found(folder.path, _OTHERS)
     yield from tokenizer_files(folder)
     yield from folder.weights()
@@ -131,7 +131,7 @@ def _read_files(folder: Folder) -> Iterator[Path]:
 
 
 def _read(file: Path) -> None:
-    """Reads a file as far as its format tells whether it is whole; raises whatever its reader raises."""
+    """Read a file as far as its format tells whether it is whole; raises whatever its reader raises."""
     if file.suffix == ".json":
         content: Any = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

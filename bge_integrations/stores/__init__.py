@@ -1,1 +1,1 @@
-"""What this package knows of vector stores: who filled them, sparse vectors beside them, rankings from several."""
+"""Help for vector stores: which model filled them, sparse vectors beside them, and fusion of several rankings."""

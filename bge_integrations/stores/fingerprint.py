@@ -24,7 +24,7 @@ def read_fingerprint(store: object) -> str | None:
             memory, or a `VectorStoreIndex`. A durable store is asked anew at each call.
 
     Returns:
-        The fingerprint, or None where none was written or the store has no place for one.
+        The fingerprint; None where none was written or the store has no place for one.
     """
     place = find_place(store)
     fingerprint = place.read() if place else None
@@ -32,10 +32,10 @@ def read_fingerprint(store: object) -> str | None:
 
 
 def write_fingerprint(store: object, fingerprint: str) -> None:
-    """Keep a fingerprint with a store; every other metadata key and the distance function stay.
+    """Write a fingerprint into a store; every other metadata key and the distance function stay.
 
     Args:
-        store: As in `read_fingerprint`; a store that has no place for a fingerprint is left as it is.
+        store: As in `read_fingerprint`; a store that has no place for a fingerprint is not changed.
         fingerprint: `BgeEmbedder.fingerprint` of the model that fills the store.
     """
     place = find_place(store)
@@ -59,10 +59,10 @@ def check_fingerprint(store: object, fingerprint: str, force: bool = False) -> N
 
 
 def refuse_another(stored: str | None, fingerprint: str) -> None:
-    """Refuse a fingerprint that is known and is another one.
+    """Refuse a store's fingerprint that differs from the model's; None, where it is not known, passes.
 
     Raises:
-        FingerprintMismatchError: The message has both fingerprints.
+        FingerprintMismatchError: The two differ; the message has both fingerprints.
     """
     if stored is not None and stored != fingerprint:
         raise FingerprintMismatchError(
@@ -75,10 +75,10 @@ class Place(Protocol):
     """A place for one string, as durable as the store itself."""
 
     def read(self) -> object:
-        """Return what is there, else None; asked of the store anew each time."""
+        """Return the string that the store holds now; None where there is none."""
 
     def write(self, fingerprint: str) -> None:
-        """Keep a fingerprint; nothing happens while the store has no collection or table yet."""
+        """Write a fingerprint; nothing happens while the store has no collection or table yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,11 @@ class ChromaPlace:
     collection: Any
 
     def read(self) -> object:
-        """Return what is there."""
+        """Return the fingerprint; None where there is none."""
         return self._metadata().get(METADATA_KEY)
 
     def write(self, fingerprint: str) -> None:
-        """Keep a fingerprint."""
+        """Write a fingerprint."""
         metadata = {**self._metadata(), METADATA_KEY: fingerprint}
         if _LEGACY_SPACE_KEY not in metadata:
             self.collection.modify(metadata=metadata)
@@ -116,11 +116,11 @@ class QdrantPlace:
     name: str
 
     def read(self) -> object:
-        """Return what is there."""
+        """Return the fingerprint; None where there is none."""
         return self._metadata().get(METADATA_KEY) if self.client.collection_exists(self.name) else None
 
     def write(self, fingerprint: str) -> None:
-        """Keep a fingerprint."""
+        """Write a fingerprint."""
         if self.client.collection_exists(self.name):
             self.client.update_collection(self.name, metadata={**self._metadata(), METADATA_KEY: fingerprint})
 
@@ -136,50 +136,50 @@ class LancePlace:
     column: str
 
     def read(self) -> object:
-        """Return what is there."""
+        """Return the fingerprint; None where there is none."""
         table = self.open_table()
         metadata = table.schema.field(self.column).metadata if table is not None else None
         fingerprint = (metadata or {}).get(METADATA_KEY.encode())
         return fingerprint.decode() if fingerprint else None
 
     def write(self, fingerprint: str) -> None:
-        """Keep a fingerprint."""
+        """Write a fingerprint."""
         if (table := self.open_table()) is not None:
             table.update_field_metadata({"path": self.column, "metadata": {METADATA_KEY: fingerprint}})
 
 
 @dataclass(frozen=True, slots=True)
 class SimplePlace:
-    """The metadata of LlamaIndex's `SimpleVectorStore`, among those of its nodes: saved with them, never looked at."""
+    """An entry among the node metadata of LlamaIndex's `SimpleVectorStore`, which is saved with the others."""
 
     store: Any
 
     def read(self) -> object:
-        """Return what is there."""
+        """Return the fingerprint; None where there is none."""
         return self.store.data.metadata_dict.get(METADATA_KEY, {}).get(METADATA_KEY)
 
     def write(self, fingerprint: str) -> None:
-        """Keep a fingerprint."""
+        """Write a fingerprint."""
         self.store.data.metadata_dict[METADATA_KEY] = {METADATA_KEY: fingerprint}
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectPlace:
-    """The object of a store that lives in memory and is saved, if at all, without a place for anything else."""
+    """An attribute of a store that lives in memory; the attribute is not saved with the store."""
 
     store: Any
 
     def read(self) -> object:
-        """Return what is there."""
+        """Return the fingerprint; None where there is none."""
         return vars(self.store).get(METADATA_KEY)
 
     def write(self, fingerprint: str) -> None:
-        """Keep a fingerprint."""
+        """Write a fingerprint."""
         vars(self.store)[METADATA_KEY] = fingerprint
 
 
 def find_place(store: object) -> Place | None:
-    """Return the place of a store, of the one behind an index or retriever, or None where a store has none."""
+    """Return the place of a store, or of the one behind an index or retriever; None where the store has none."""
     if (collection := find_chroma_collection(store)) is not None:
         return ChromaPlace(collection)
     inner: Any = getattr(store, "vector_store", store)

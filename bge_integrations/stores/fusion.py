@@ -1,4 +1,4 @@
-"""Several rankings into one: without duplicates, by reciprocal ranks or by scaled scores. Pure."""
+"""Fusion of several rankings into one: without duplicates, by reciprocal ranks or by scaled scores."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -8,14 +8,14 @@ Hit = TypeVar("Hit")
 Ranking = TypeVar("Ranking")
 
 _SOURCE_KEYS = ("source", "file_path")
-"""Where the loaders of LangChain and of LlamaIndex write what a text comes from."""
+"""The metadata keys in which the loaders of LangChain and of LlamaIndex say where a text comes from."""
 
 RRF_K = 60
-"""The constant of the paper: how little the first ranks stand out."""
+"""The paper's constant; the larger it is, the less the first ranks stand out."""
 
 
 class Identity(NamedTuple):
-    """What says whether two hits are the same document.
+    """The facts by which two hits count as the same document.
 
     Attributes:
         id: The store's id; None where it gives none.
@@ -31,14 +31,14 @@ class Identity(NamedTuple):
 def without_duplicates(hits: Iterable[Hit], identity_of: Callable[[Hit], Identity]) -> list[Hit]:
     """Drop each hit that is the same as one before it: by its id, or by its text and source together.
 
-    Two hits with one text and different ids are the same unless their sources differ; no source is one, too.
+    Two hits with one text and different ids are the same unless their sources differ; having no source is a source too.
 
     Args:
-        hits: Of one retriever or of several, one after the other.
-        identity_of: What is compared of a hit.
+        hits: The hits of one retriever, or of several, one after the other.
+        identity_of: Returns the facts by which hits are compared.
 
     Returns:
-        The first of each, in the order given. A hit without text counts by its id alone.
+        The first of each, in the order given. A hit without text is compared by its id alone.
     """
     seen: set[object] = set()
     firsts = []
@@ -60,7 +60,7 @@ def reciprocal_rank_fusion(
 
     Args:
         rankings: Keys, best first, each at most once a ranking.
-        weights: What each ranking counts; None = all the same.
+        weights: The weight of each ranking; None weighs all alike.
         k: Added to every rank, which starts at 1.
 
     Returns:
@@ -68,7 +68,7 @@ def reciprocal_rank_fusion(
         their first appearance.
 
     Raises:
-        ValueError: Not one weight a ranking, or a weight under 0.
+        ValueError: There is not one weight for each ranking, or a weight is under 0.
     """
     fused: dict[Key, float] = {}
     for ranking, weight in _weighted(rankings, weights):
@@ -86,14 +86,14 @@ def relative_score_fusion(
 
     Args:
         scored: (key, score) pairs, best first, each key at most once a ranking.
-        weights: What each ranking counts; None = all the same.
+        weights: The weight of each ranking; None weighs all alike.
 
     Returns:
         For each key the weighted sum of its scaled scores, 0 where a ranking lacks it and 1 where all of a ranking are
         equal; best first, equals in the order of their first appearance.
 
     Raises:
-        ValueError: Not one weight a ranking, or a weight under 0.
+        ValueError: There is not one weight for each ranking, or a weight is under 0.
     """
     fused: dict[Key, float] = {}
     for ranking, weight in _weighted(scored, weights):
@@ -107,7 +107,7 @@ def relative_score_fusion(
 
 
 def _source(metadata: Mapping[str, object]) -> str | None:
-    """Where a text comes from, a path and its name being one."""
+    """Return the source of a text as a string, so that a `Path` equals its name; None where it is unknown."""
     given = (metadata.get(key) for key in _SOURCE_KEYS)
     return next((str(source) for source in given if source not in (None, "")), None)
 

@@ -1,11 +1,11 @@
-"""What kind of store an object is, by the names of its classes, so that no store's package need be there."""
+"""The kind of a store, found by the names of its classes, so that no store's package need be installed."""
 
 from typing import Any
 
 HASH_KEY = "bge_integrations:content_hash"
-"""The metadata key of a stored document that keeps the hash of its content, where its id is the caller's own."""
+"""The metadata key that keeps the hash of a stored document's content, where its id is the caller's own."""
 SCORE_KEYS = frozenset({"relevance_score", "retrieval_score"})
-"""The metadata keys of what a search gave back. They belong to the query, so they are no part of a document."""
+"""The metadata keys of scores that a search added. They belong to the query, so they are no part of a document."""
 
 
 def find_chroma_collection(store: object) -> Any | None:
@@ -20,11 +20,11 @@ def find_chroma_collection(store: object) -> Any | None:
 
 
 def find_chroma_function(collection: Any) -> Any | None:
-    """Return the function with which Chroma embeds the texts of a collection, None where nobody has given it one.
+    """Return the function with which Chroma embeds the texts of a collection; None where nobody has chosen one.
 
-    This is the order of `Collection._embed`: the function that the collection was opened with, unless it is Chroma's
-    default, which is there when none was given; the one that its configuration keeps; the one of its schema. Where all
-    are silent Chroma embeds with its default, which nobody has chosen.
+    The order is that of `Collection._embed`: the function that the collection was opened with, unless it is Chroma's
+    default, which is there when none was given; the one that its configuration keeps; the one of its schema. Where none
+    of them has one, Chroma embeds with its default, which nobody has chosen.
 
     Raises:
         ValueError: Chroma cannot build the function that the collection keeps.
@@ -32,7 +32,7 @@ def find_chroma_function(collection: Any) -> Any | None:
     given = collection._embedding_function  # noqa: SLF001 - a collection has no public way to it
     if given is not None and not is_a(given, "DefaultEmbeddingFunction"):
         return given
-    kept = collection.configuration_json.get("embedding_function") or {"type": "legacy"}  # a name alone, never built
+    kept = collection.configuration_json.get("embedding_function") or {"type": "legacy"}  # legacy: a name alone
     if kept["type"] != "legacy" and (configured := collection.configuration.get("embedding_function")) is not None:
         return configured
     schema = collection.schema
@@ -46,7 +46,7 @@ def find_chroma_function(collection: Any) -> Any | None:
 
 
 def open_lance_table(store: Any) -> Any | None:
-    """Return the table of LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore` as it is now, None before any."""
+    """Return the table of LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore` as it is now; None without one."""
     if hasattr(store, "get_table"):
         return store.get_table()
     table = store._table  # noqa: SLF001 - its public property raises while there is none
@@ -61,7 +61,7 @@ def open_lance_table(store: Any) -> Any | None:
 
 
 def is_a(candidate: object, *names: str) -> bool:
-    """Whether an object's class, or one that it inherits from, has one of the names."""
+    """Return whether an object's class, or one that it inherits from, has one of the names."""
     return any(base.__name__ in names for base in type(candidate).__mro__)
 
 

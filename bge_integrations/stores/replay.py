@@ -1,7 +1,7 @@
 """Vectors computed beforehand, handed to a LangChain store through its own public methods.
 
 Such a store takes texts and asks its embeddings for the vectors. Where one forward gives more than dense vectors, the
-dense ones are there already: a copy of the store asks these embeddings instead, which only look up.
+dense ones exist already: a copy of the store then asks a `Replay` for them, which only looks them up.
 """
 
 import copy
@@ -23,8 +23,8 @@ class Replay:
     """Embeddings, as LangChain's stores use them, that know the vectors of a few texts.
 
     Args:
-        texts: What a store is going to ask for.
-        embeddings: Of these texts: vectors, float32 (n, dim), or what has them as its `dense`.
+        texts: The texts whose vectors a store is going to ask for.
+        embeddings: Their vectors, float32 (n, dim), or an `M3Embeddings` with dense vectors.
     """
 
     def __init__(self, texts: Sequence[str], embeddings: NDArray[np.float32] | M3Embeddings) -> None:
@@ -34,7 +34,7 @@ class Replay:
         self._vectors = dict(zip(texts, to_lists(vectors), strict=True))
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a text.
+        """Return the vector of a text.
 
         Raises:
             LookupError: The vector of this text was not given.
@@ -44,30 +44,30 @@ class Replay:
         return self._vectors[text]
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """The vectors of texts."""
+        """Return the vectors of texts; see `embed_query`."""
         return [self.embed_query(text) for text in texts]
 
     async def aembed_query(self, text: str) -> list[float]:
-        """As `embed_query`."""
+        """Return the vector of a text, as `embed_query` does."""
         return self.embed_query(text)
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """As `embed_documents`."""
+        """Return the vectors of texts, as `embed_documents` does."""
         return self.embed_documents(texts)
 
 
 def can_replay(store: object) -> bool:
-    """Whether `replaying` takes a store."""
+    """Return whether `replaying` works with a store."""
     return bool(_places(store))
 
 
 @contextmanager
 def replaying(store: Store, embeddings: Replay) -> Iterator[Store]:
-    """Give a shallow copy of a store with other embeddings; meanwhile other threads use the store as before.
+    """Yield a shallow copy of a store with other embeddings; meanwhile other threads use the store as before.
 
     Args:
         store: A LangChain vector store that holds its embeddings in an attribute, as nearly all do.
-        embeddings: The vectors that the copy is going to ask for.
+        embeddings: The embeddings that the copy asks for vectors.
 
     Raises:
         TypeError: The store's embeddings cannot be found among its attributes.
@@ -87,11 +87,11 @@ def replaying(store: Store, embeddings: Replay) -> Iterator[Store]:
     before = dict(vars(double))
     try:
         yield double
-    finally:  # what the copy's methods have bound anew, such as a matrix that has grown
+    finally:  # the store takes over attributes that the copy's methods set, such as a grown matrix
         vars(store).update({name: value for name, value in vars(double).items() if value is not before.get(name)})
 
 
 def _places(store: object) -> list[str]:
-    """The attributes in which a store holds its embeddings."""
+    """Return the names of the attributes in which a store holds its embeddings."""
     own = getattr(store, "embeddings", None)
     return [name for name, value in vars(store).items() if value is own and own is not None]

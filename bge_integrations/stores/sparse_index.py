@@ -1,4 +1,4 @@
-"""Sparse vectors of documents, searched exactly and kept in one file."""
+"""An index of documents' sparse vectors, which is searched exactly and kept in one file."""
 
 import hashlib
 import json
@@ -25,34 +25,34 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _SPARE_ROWS = 1024
-"""Rows of deleted documents that are kept in any case, so that small indexes are not made anew at each change."""
+"""The index keeps up to this many rows of deleted documents, so that a small one is not rebuilt at each change."""
 
 _UNKNOWN = 0
-"""The digest of a text that was not given."""
+"""The digest that stands for a text that was not given."""
 
 
 @dataclass(slots=True)
 class _Postings:
-    """The documents that hold one token, by row, and how much it weighs there."""
+    """The rows of the documents that hold one token, and the token's weight in each."""
 
     rows: "array[int]" = field(default_factory=lambda: array("I"))
     values: "array[float]" = field(default_factory=lambda: array("f"))
 
     @classmethod
     def of(cls, rows: NDArray[np.integer[Any]], values: NDArray[np.float32]) -> Self:
-        """From arrays of numpy's."""
+        """Make postings from numpy arrays."""
         return cls(array("I", rows.astype(np.uint32).tobytes()), array("f", values.tobytes()))
 
 
 class SparseIndex:
     """Sparse vectors of documents by id, searched exactly by inner product.
 
-    It is data: it grows with `add`, lives in memory, and is kept by `save` and `load`. Any number of threads may use
-    it. It stands beside a vector store that keeps the texts and the dense vectors under the same ids.
+    It grows with `add`, lives in memory, and is kept on disk by `save` and `load`. Any number of threads may use it. It
+    stands beside a vector store that keeps the texts and the dense vectors under the same ids.
 
     Args:
-        fingerprint: Of the model that fills it, `embedder.with_outputs("sparse").fingerprint`; None until one is given
-            to `add`.
+        fingerprint: The fingerprint of the model that fills it, `embedder.with_outputs("sparse").fingerprint`; None
+            until one is given to `add`.
 
     Example:
         ```python
@@ -82,13 +82,13 @@ class SparseIndex:
         """Add documents, or replace those whose ids are there.
 
         Args:
-            ids: One a document; of an id that comes twice the last counts.
+            ids: One id for each document; where an id comes twice, the last document counts.
             embeddings: Their sparse vectors.
-            fingerprint: Of the model that made them; the first one given is kept.
-            texts: What they were made of, for `holds` to tell whether a text has changed; only hashes are kept.
+            fingerprint: The fingerprint of the model that made them; the first one given is kept.
+            texts: Their texts, for `holds` to tell whether a text has changed; only hashes are kept.
 
         Raises:
-            ValueError: Not as many ids or texts as embeddings.
+            ValueError: There are not as many ids or texts as embeddings.
             FingerprintMismatchError: Another model has filled the index; nothing is added.
         """
         if len(ids) != len(embeddings):
@@ -112,7 +112,7 @@ class SparseIndex:
                     postings.values.append(value)
 
     def delete(self, ids: Iterable[str]) -> None:
-        """Delete documents; ids that are not there are passed over."""
+        """Delete documents; ids that are not in the index are ignored."""
         with self._lock:
             for document_id in ids:
                 row = self._rows.pop(document_id, None)
@@ -126,13 +126,13 @@ class SparseIndex:
 
         Args:
             query: Any sparse vector of the same model.
-            k: Most documents to give.
+            k: The most documents to return.
 
         Returns:
             (id, score) pairs, best first, equals in the order in which they were added; only scores over 0.
 
         Raises:
-            ValueError: `k` under 1.
+            ValueError: `k` is under 1.
         """
         if k < 1:
             raise ValueError(f"k={k} asks for nothing. Give 1 or more.")
@@ -146,13 +146,13 @@ class SparseIndex:
             return [(self._ids[row], float(scores[row])) for row in _best(scores, k)]
 
     def holds(self, document_id: str, text: str) -> bool:
-        """Whether a document is there and, as far as is known, was added with this text."""
+        """Return whether a document is in the index and, as far as is known, was added with this text."""
         with self._lock:
             row = self._rows.get(document_id)
             return row is not None and self._digests[row] in (_UNKNOWN, _digest(text))
 
     def check_fingerprint(self, fingerprint: str | None) -> None:
-        """Refuse to be used with another model than the one that filled the index.
+        """Refuse a model other than the one that filled the index.
 
         Raises:
             FingerprintMismatchError: Both fingerprints are known and differ.
@@ -164,7 +164,7 @@ class SparseIndex:
             )
 
     def ids(self) -> list[str]:
-        """The ids of all documents."""
+        """Return the ids of all documents."""
         with self._lock:
             return list(self._rows)
 
@@ -177,8 +177,8 @@ class SparseIndex:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one `.npz` file, whole or not at all: a file that is there stays until the new one is complete.
 
-        The new one is made beside it under one hidden name, by one process at a time; what a killed process left there
-        is overwritten.
+        The new file is written beside it under a fixed hidden name, by one process at a time; what a killed process
+        left there is overwritten.
         """
         path = Path(path)
         new = path.with_name(f".{path.name}.part")
@@ -196,11 +196,11 @@ class SparseIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; nothing is unpickled.
+        """Read an index from the file that `save` wrote; nothing is unpickled.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is not one of a SparseIndex.
+            ValueError: The file is not that of a SparseIndex.
         """
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -243,7 +243,7 @@ class SparseIndex:
         return index
 
     def _compact(self) -> None:
-        """Leave out the rows of deleted documents."""
+        """Drop the rows of deleted documents."""
         if len(self._ids) == len(self._rows):
             return
         alive = np.array(self._alive, dtype=np.bool_)
@@ -263,13 +263,13 @@ class SparseIndex:
 
 @contextmanager
 def _alone_in(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing from its start, once nobody else is at it."""
+    """Open a file for writing from its start, once no other thread or process holds it."""
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if not _is_file_at(path, file):
-                    continue  # whoever was at it has moved it to its place
+                    continue  # its last holder has renamed it
             file.truncate()
             yield file
             return
@@ -287,7 +287,7 @@ def _digest(text: str) -> int:
 
 
 def _best(scores: NDArray[np.float64], k: int) -> list[int]:
-    """The rows of the k highest scores over 0, best first, equals in order."""
+    """Return the rows of the k highest scores over 0, best first, equals in order."""
     rows = np.flatnonzero(scores > 0)
     if len(rows) > k:
         rows = rows[scores[rows] >= np.partition(scores[rows], -k)[-k]]

@@ -1,1 +1,1 @@
-"""The engines below the one seam, `Backend`."""
+"""The backends that run a model, all behind the interface `Backend`."""

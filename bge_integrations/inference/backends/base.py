@@ -1,4 +1,4 @@
-"""The seam between the queue and the devices."""
+"""The interface between the queue and the devices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Launched:
     """A forward that a device is computing on its own."""
 
     rows: Callable[[], Rows]
-    """Waits for it; may raise what the device says only then."""
+    """Waits for the forward and returns its rows; raises the errors that the device reports only then."""
 
 
 class Backend(Protocol):
@@ -33,11 +33,11 @@ class Backend(Protocol):
     """Rows of the table of token embeddings: a text with an id beyond them never reaches `run`; None for no limit."""
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows | Launched:
-        """One forward: rows in the order of the batch, or `Launched` where the device goes on by itself.
+        """Run one forward; return rows in the order of the batch, or `Launched` while the device still computes them.
 
         Args:
             batch: The texts.
-            head: What to keep.
+            head: What to keep of the hidden states.
             exact: Compute in float32, whatever the weights' dtype.
 
         Raises:
@@ -45,4 +45,4 @@ class Backend(Protocol):
         """
 
     def close(self) -> None:
-        """Frees the weights."""
+        """Free the weights."""

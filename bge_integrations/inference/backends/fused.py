@@ -1,7 +1,7 @@
-"""An encoder's layers fused by torch.compile, beside the work and only where there is much of it.
+"""An encoder's layers, fused by torch.compile once the model has computed many tokens.
 
 All layers share one compiled function for every batch: the sizes in it are symbols, and attention over the texts is one
-step (`varlen`). It is compiled in a thread of its own, while batches go on unfused.
+step (`varlen`). It is compiled in a thread of its own, while batches still run unfused.
 """
 
 import copy
@@ -18,15 +18,15 @@ from bge_integrations.process import PackageThread
 logger = logging.getLogger(__name__)
 
 FUSE_AFTER = 5_000_000
-"""Tokens that a model computes before its layers are compiled: some seconds' work, about what compiling takes."""
+"""A model computes this many tokens before its layers are compiled: they take some seconds, as compiling does."""
 
 
 class Fusing:
-    """Compiles a model's layers once it has computed enough.
+    """Compiles a model's layers, in a thread, once the model has computed enough tokens.
 
     Args:
         layers: Equal layers, called one after the other.
-        after: Tokens until then.
+        after: Tokens that the model computes before that.
         compiler: The name of torch.compile's backend.
     """
 
@@ -39,7 +39,7 @@ class Fusing:
         self.thread: threading.Thread | None = None
 
     def count(self, tokens: int) -> None:
-        """Tells of a forward that comes; the one that reaches the limit shows what layers are called with."""
+        """Count the tokens of the next forward; the one that reaches the limit starts compiling, with its inputs."""
         if self._tokens_left > 0:
             self._tokens_left -= tokens
             if self._tokens_left <= 0:
@@ -60,7 +60,7 @@ class Fusing:
             layer.compile(dynamic=True, backend=self._compiler)
             with torch.inference_mode():
                 layer(*args, **kwargs)
-        except Exception as error:  # whatever a compiler says, batches go on unfused
+        except Exception as error:  # whatever the compiler raises, batches run on unfused
             logger.warning("layers run unfused, torch.compile failed: %s", error)
             return
         for each in self._layers:

@@ -1,7 +1,7 @@
 """CUDA graphs for the small batches of live queries, whose forwards are mostly Python and kernel launches.
 
-A graph replays one forward over one number of tokens, so a batch is filled up to the next of a few sizes: tokens that
-follow the texts, in texts of their own, which nobody attends to and nobody reads.
+A graph replays one forward over a fixed number of tokens, so a batch is filled up to the next of a few sizes. The added
+tokens follow in texts of their own: the batch's texts do not attend to them, and their outputs are dropped.
 """
 
 import logging
@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 SIZES = (64, 128, 256, 512, 1024)
-"""Tokens of a graph."""
+"""The numbers of tokens for which there may be a graph."""
 TEXTS = 32
-"""Texts of every graph, those that fill it up included; at least one does."""
+"""Every graph has this many texts, including those that fill it up, of which there is at least one."""
 TOLERANCE = 1e-2
 """A graph is used if its first replay is this close to the forward that it was made from."""
 
 Arrays = dict[str, NDArray[Any]]
 Forward = Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]
-"""Hidden states (tokens, width) from inputs and the longest text's tokens."""
+"""Returns hidden states (tokens, width) for inputs and the number of tokens of the longest text."""
 
 
 class ForwardGraphs:
-    """Replays `forward` over small batches; a size is captured when the first batch of it comes.
+    """CUDA graphs that replay `forward` over small batches; each size is captured when its first batch comes.
 
     Args:
-        forward: What is captured; it reads nothing but its inputs.
+        forward: The function to capture; it reads nothing but its inputs.
         device: A CUDA device.
     """
 
@@ -41,7 +41,7 @@ class ForwardGraphs:
         self._usable = True
 
     def hidden(self, arrays: Arrays) -> torch.Tensor | None:
-        """Hidden states (tokens, width), valid until the next call; None where no graph serves."""
+        """Return hidden states (tokens, width), valid until the next call; None where no graph can be used."""
         tokens = arrays["input_ids"].shape[1]
         size = graph_size(tokens, len(arrays["cu_seqlens"]) - 1)
         if size is None or not self._usable:
@@ -69,7 +69,7 @@ class ForwardGraphs:
 
 
 class _Captured:
-    """One graph with the memory that it reads and writes."""
+    """One graph, and the memory that it reads and writes."""
 
     def __init__(self, forward: Forward, size: int, inputs: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self.inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -77,10 +77,10 @@ class _Captured:
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
-            for _ in range(2):  # what libraries allocate at their first call must not be captured
+            for _ in range(2):  # what libraries allocate in their first call must not be captured
                 forward(self.inputs, size)
         torch.cuda.current_stream(device).wait_stream(aside)
-        # Other threads' work on the device goes on during a capture.
+        # Other threads may use the device during a capture.
         with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
             self._hidden = forward(self.inputs, size)
 
@@ -92,18 +92,18 @@ class _Captured:
 
 
 def graph_size(tokens: int, texts: int) -> int | None:
-    """The smallest graph for a batch; None if it is too large for all."""
+    """Return the size of the smallest graph that a batch fits; None if it is too large for all of them."""
     needed = tokens + TEXTS - texts
     return next((size for size in SIZES if texts < TEXTS and needed <= size), None)
 
 
 def filled(arrays: Arrays, size: int) -> Arrays:
-    """The batch and after it texts of one token, the last of all that are left, to `TEXTS` texts of `size` tokens."""
+    """Fill a batch up to `TEXTS` texts and `size` tokens, by texts of one token and a last one with all the rest."""
     starts = arrays["cu_seqlens"]
     added = TEXTS + 1 - len(starts)
     out = {"cu_seqlens": np.concatenate([starts, starts[-1] + np.arange(1, added), [size]], dtype=starts.dtype)}
     for name in arrays.keys() - out.keys():
         row = arrays[name]
-        rest = np.repeat(row[:, :1], size - row.shape[1], axis=1)  # the first token's: valid whatever the model
+        rest = np.repeat(row[:, :1], size - row.shape[1], axis=1)  # the first token's, valid for any model
         out[name] = np.concatenate([row, rest], axis=1)
     return out

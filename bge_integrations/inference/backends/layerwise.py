@@ -1,8 +1,8 @@
 """Rerankers that score after any of their layers: MiniCPM layerwise and Gemma 2 lightweight.
 
 transformers 5 has neither architecture, but has their decoder layers: MiniCPM is Granite with other constants, and the
-lightweight reranker runs Gemma 2's layers. What is ours is the loop over them: it stops after the last layer that is
-asked for, scores through a head a layer, and averages the passage's tokens in groups where that is asked for.
+lightweight reranker runs Gemma 2's layers. This module adds the loop over them: it stops after the last layer that is
+asked for, scores through one head for each layer, and averages the passage's tokens in groups where that is asked for.
 https://huggingface.co/BAAI/bge-reranker-v2-minicpm-layerwise,
 https://huggingface.co/BAAI/bge-reranker-v2.5-gemma2-lightweight
 """
@@ -38,18 +38,18 @@ class LayerwiseModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # trans
         self.post_init()  # type: ignore[no-untyped-call]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Scaled token embeddings, (1, tokens, width)."""
+        """Return the scaled token embeddings, (1, tokens, width)."""
         return cast("torch.Tensor", self.model.embed_tokens(ids))
 
     def score(self, hidden: torch.Tensor, layer: int, position: int) -> torch.Tensor:
-        """Logits (texts, 1) of hidden states (texts, width) after `layer` layers, the `position`-th asked for."""
+        """Return logits (texts, 1) for hidden states (texts, width) after `layer`, the `position`-th one asked for."""
         number = position if self.heads_by_position else (layer - self.config.start_layer) // self.config.layer_sep
         logits = self.lm_head[number].linear_head(self.model.norm(hidden)).float()
         return softcapped(logits, getattr(self.config, "final_logit_softcapping", None))
 
 
 class LayerwiseMiniCPM(LayerwiseModel):  # type: ignore[no-untyped-call]
-    """`LayerWiseMiniCPMForCausalLM`, on Granite's layers."""
+    """The published model `LayerWiseMiniCPMForCausalLM`, on Granite's layers."""
 
     config_class = GraniteConfig
 
@@ -58,7 +58,7 @@ class LayerwiseMiniCPM(LayerwiseModel):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def make_config(facts: Mapping[str, Any]) -> GraniteConfig:
-        """Granite's configuration for a MiniCPM's config.json."""
+        """Return Granite's configuration for a MiniCPM's config.json."""
         head_size = facts["hidden_size"] // facts["num_attention_heads"]
         return GraniteConfig(
             **_kept(facts, GraniteConfig),
@@ -68,16 +68,16 @@ class LayerwiseMiniCPM(LayerwiseModel):  # type: ignore[no-untyped-call]
         )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Scaled token embeddings, (1, tokens, width)."""
+        """Return the scaled token embeddings, (1, tokens, width)."""
         scale: float = self.config.embedding_multiplier
         return super().embed(ids) * scale
 
 
 class CostWiseGemma(LayerwiseModel):  # type: ignore[no-untyped-call]
-    """`CostWiseGemmaForCausalLM`, on Gemma 2's layers.
+    """The published model `CostWiseGemmaForCausalLM`, on Gemma 2's layers.
 
-    The reference takes heads by their position in the list of layers: one layer alone always goes through the head of
-    `start_layer` (FlagEmbedding 1.4.2, gemma_model.py). The published scores come from it, so this does the same.
+    FlagEmbedding takes heads by their position in the list of layers: one layer alone always goes through the head of
+    `start_layer` (version 1.4.2, gemma_model.py). The published scores come from it, so this does the same.
     """
 
     config_class = Gemma2Config
@@ -88,18 +88,18 @@ class CostWiseGemma(LayerwiseModel):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def make_config(facts: Mapping[str, Any]) -> Gemma2Config:
-        """Gemma 2's configuration for a lightweight reranker's config.json."""
+        """Return Gemma 2's configuration for a lightweight reranker's config.json."""
         return Gemma2Config(**_kept(facts, Gemma2Config))
 
 
 class LayerwiseBackend(ModuleBackend):
-    """A layerwise reranker, always packed."""
+    """The backend of a layerwise reranker, which always runs packed."""
 
     def __init__(self, model: LayerwiseModel, *, engine: str) -> None:
         super().__init__(model, padded=False, engine=engine)
 
     def rows(self, model: LayerwiseModel, batch: TokenBatch, head: Head) -> torch.Tensor:
-        """Logits (pairs, layers)."""
+        """Run one forward; return logits (pairs, layers)."""
         if not isinstance(head, Layers):
             raise TypeError(f"A layerwise reranker has no {type(head).__name__}.")
         hidden = model.embed(to_device(batch.ids[None], model.device))
@@ -123,12 +123,12 @@ class _Head(torch.nn.Module):
 
 
 def compress(hidden: torch.Tensor, batch: TokenBatch, ratio: int) -> tuple[torch.Tensor, TokenBatch]:
-    """Averages each passage's hidden states in groups of `ratio`, the last group over what is left.
+    """Average each passage's hidden states in groups of `ratio`; the last group may be smaller.
 
     Args:
-        hidden: (1, tokens, width).
+        hidden: The hidden states, (1, tokens, width).
         batch: Its texts; the token types say which tokens are a passage's.
-        ratio: Tokens a group.
+        ratio: Tokens of a group.
     """
     types = cast("np.ndarray[Any, np.dtype[np.int64]]", batch.types)
     texts = np.repeat(np.arange(len(batch)), batch.lengths)
@@ -143,7 +143,7 @@ def compress(hidden: torch.Tensor, batch: TokenBatch, ratio: int) -> tuple[torch
 
 
 def _places(model: LayerwiseModel, hidden: torch.Tensor, batch: TokenBatch) -> dict[str, Any]:
-    """What the layers need to know of where each token stands."""
+    """Return the arguments that tell the layers the position of each token and where the texts begin."""
     ids = to_device(positions(batch)[None], model.device)
     return {
         "position_ids": ids,
@@ -153,7 +153,7 @@ def _places(model: LayerwiseModel, hidden: torch.Tensor, batch: TokenBatch) -> d
 
 
 def _kept(facts: Mapping[str, Any], config_class: type[Any]) -> dict[str, Any]:
-    """What of a config.json another architecture's configuration takes too, and where the heads are."""
+    """Return the settings of a config.json that `config_class` knows too, and the layers that have heads."""
     known = {field.name for field in fields(config_class)} - {"architectures", "dtype", "transformers_version"}
     rope = {"rope_type": "default", **(facts.get("rope_scaling") or {}), "rope_theta": facts.get("rope_theta", 1e4)}
     return {

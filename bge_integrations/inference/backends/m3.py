@@ -1,4 +1,4 @@
-"""bge-m3's three outputs from one forward (https://arxiv.org/abs/2402.03216, section 3.2)."""
+"""The three outputs of bge-m3 from one forward (https://arxiv.org/abs/2402.03216, section 3.2)."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,8 +20,8 @@ class M3Backend(TorchBackend):
     """An encoder with bge-m3's own heads, its modules `sparse_linear` and `colbert_linear`.
 
     Args:
-        model: As `TorchBackend`, and so the others.
-        unused: Tokens that have no sparse weight.
+        model: As in `TorchBackend`, like the arguments that follow.
+        unused: Ids of tokens that get no sparse weight.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class M3Backend(TorchBackend):
     def rows_of(
         self, model: Any, hidden: torch.Tensor, batch: TokenBatch, head: Head
     ) -> torch.Tensor | Rows | Launched:
-        """For `M3` one object a text and output: a dense vector, a `SparseEmbedding`, or an array of token vectors."""
+        """Return one object per text and output of `M3`: dense vector, `SparseEmbedding` or array of token vectors."""
         if not isinstance(head, M3):
             return super().rows_of(model, hidden, batch, head)
         outputs = head.outputs
@@ -57,7 +57,7 @@ class M3Backend(TorchBackend):
 
 
 def _on_device(model: Any, hidden: torch.Tensor, batch: TokenBatch, head: M3, output: str) -> torch.Tensor:
-    """Dense vectors (texts, width), sparse weights (tokens,), or token vectors but for each text's first."""
+    """Return dense vectors (texts, width), sparse weights (tokens,), or token vectors without each text's first."""
     if output == "dense":
         return dense_rows(hidden, batch, head.dense)
     if output == "sparse":
@@ -79,9 +79,9 @@ def _by_text(output: str, values: NDArray[np.float32], batch: TokenBatch, unused
 def sparse_embeddings(
     weights: NDArray[np.float32], batch: TokenBatch, unused: tuple[int, ...]
 ) -> list[SparseEmbedding]:
-    """Of every text the largest weight of each token that has one."""
+    """Return each text's sparse embedding: the largest weight of every token that has a weight above 0."""
     texts = np.repeat(np.arange(len(batch)), batch.lengths)
-    used = ~np.isin(batch.ids, unused) & ~(weights <= 0)  # NaN stays, to be found out
+    used = ~np.isin(batch.ids, unused) & ~(weights <= 0)  # NaN stays, for `not_finite` to find
     order = np.lexsort((batch.ids[used], texts[used]))
     texts, ids, weights = texts[used][order], batch.ids[used][order], weights[used][order]
     first = np.flatnonzero((np.diff(texts, prepend=-1) != 0) | (np.diff(ids, prepend=-1) != 0))

@@ -16,23 +16,23 @@ from bge_integrations.types import Pooling
 Length = TypeVar("Length", int, IntArray)
 
 GROUP_TOKENS = 512
-"""Most tokens of a group, padding included; a longer text is a group of its own."""
+"""A group has at most this many tokens, padding included; a longer text is a group of its own."""
 STEP = 16
-"""Groups are padded to a multiple of it, for OpenVINO makes code for every shape it meets, and keeps it."""
+"""Groups are padded to a multiple of this, because OpenVINO makes code for every shape it meets, and keeps it."""
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0)
-"""Cores to take, as torch does, for engines such as Spark and Ray say it this way; 0 takes all."""
+"""The cores to use; 0 uses all. torch reads the same variable, and engines such as Spark and Ray set it."""
 STREAMS = min(2, THREADS or os.cpu_count() or 1)
-"""Groups that run at a time, each on its share of the cores."""
+"""This many groups run at a time, each on its share of the cores."""
 
 
 class OpenVinoBackend:
     """A graph compiled for this machine's CPU; see `Backend`.
 
     Args:
-        read: Gives the graph: from int64 `input_ids`, `attention_mask` and perhaps `token_type_ids`, each (texts,
+        read: Returns the graph: from int64 `input_ids`, `attention_mask` and perhaps `token_type_ids`, each (texts,
             tokens), to hidden states (texts, tokens, width) or logits (texts, 1).
-        precision: "f32" or "bf16": what everything is computed in that the graph does not hold in int8.
-        pad_id: The tokenizer's padding token.
+        precision: "f32" or "bf16": the precision of everything that the graph does not hold in int8.
+        pad_id: The id of the tokenizer's padding token.
         vocabulary: Rows of the table of token embeddings; None for no limit.
         positions: Most tokens that the model has positions for; None for no limit.
     """
@@ -58,7 +58,7 @@ class OpenVinoBackend:
         self.engine = f"openvino: {self._compiled.precision}, {STREAMS} groups of texts at a time"
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows:
-        """One forward; see `Backend.run`."""
+        """Run one forward; see `Backend.run`."""
         compiled = self._compiled
         if compiled is None:
             raise RuntimeError("This backend is closed.")
@@ -74,7 +74,7 @@ class OpenVinoBackend:
         return rows
 
     def close(self) -> None:
-        """Frees the weights."""
+        """Free the weights."""
         self._compiled = None
 
 
@@ -82,7 +82,7 @@ class _Compiled:
     """A compiled graph and the requests that run it, which OpenVINO spreads over its streams."""
 
     def __init__(self, graph: openvino.Model, precision: str) -> None:
-        # Unpinned: several processes would else all sit on the machine's first cores.
+        # Pinning is off, because several processes would otherwise all sit on the machine's first cores.
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": THREADS,
@@ -95,7 +95,7 @@ class _Compiled:
         self._requests: list[openvino.InferRequest] = []
 
     def run(self, inputs: list[tuple[IntArray, IntArray, IntArray | None]]) -> Iterator[NDArray[np.float32]]:
-        """The graph's output for each of `(ids, mask, types)`, valid until the next run."""
+        """Yield the graph's output for each of `(ids, mask, types)`, valid until the next run."""
         while len(self._requests) < len(inputs):
             self._requests.append(self._model.create_infer_request())
         for request, (ids, mask, types) in zip(self._requests, inputs, strict=False):
@@ -107,7 +107,7 @@ class _Compiled:
 
 
 def _parts(lengths: IntArray) -> Iterator[slice]:
-    """Cuts descending lengths into groups; there is work for every stream, and little padding."""
+    """Cut descending lengths into groups, so that every stream has work and there is little padding."""
     lengths = _rounded(lengths)
     limit = min(GROUP_TOKENS, -(-int(lengths.sum()) // STREAMS))
     start = 0
@@ -122,14 +122,14 @@ def _rounded(length: Length) -> Length:
 
 
 def _taken(batch: TokenBatch, texts: IntArray) -> TokenBatch:
-    """Some of the batch's texts, as a batch."""
+    """Return some of the batch's texts as a batch of their own."""
     tokens = np.concatenate([np.arange(batch.cu_seqlens[text], batch.cu_seqlens[text + 1]) for text in texts])
     types = None if batch.types is None else batch.types[tokens]
     return TokenBatch(batch.ids[tokens], types, np.cumsum([0, *batch.lengths[texts]], dtype=np.int64))
 
 
 def _rows(out: NDArray[np.float32], group: TokenBatch, head: Head) -> NDArray[np.float32]:
-    """Logits as they are; hidden states (texts, tokens, width) pooled, cut and normalised."""
+    """Return logits as they are; pool, cut and normalise hidden states (texts, tokens, width)."""
     if not isinstance(head, Dense):
         return out.reshape(len(group), -1).copy()
     if head.pooling is Pooling.MEAN:

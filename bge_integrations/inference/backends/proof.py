@@ -1,7 +1,7 @@
-"""Whether a model may run packed, shown by running it: two texts in one row give what each gives alone.
+"""A test whether a model may run packed: two texts in one row must give what each of them gives alone.
 
-A model's files may choose another attention, other positions or a mask of their own, and nothing fails then: a packed
-row runs without its boundaries, and texts of different callers see each other. So nobody assumes that it works.
+A model's files may choose another attention, other positions or a mask of their own. No error would show that: a packed
+row would run without its boundaries, and texts of different callers would see each other. So packing is always tested.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ from bge_integrations.inference.batch import Encoding, TokenBatch
 from bge_integrations.inference.heads import Head
 
 PLAIN = "sdpa"
-"""The attention of transformers that every architecture can be computed with."""
+"""The name of the attention in transformers that works with every architecture."""
 _LENGTHS = (7, 4)
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-"""Most that hidden states may change beside another text, in parts of how far they lie apart: rounding gives less, and
-a row without boundaries some 0.3."""
+"""Hidden states may change by this much beside another text, as a fraction of their spread: rounding changes them less,
+and a row without boundaries by about 0.3."""
 
 
 def use_attention(model: torch.nn.Module, name: str) -> None:
-    """Has every module of a transformers model compute its attention with the function of that name."""
+    """Make every module of a transformers model compute its attention with the function of that name."""
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
@@ -35,13 +35,13 @@ def use_attention(model: torch.nn.Module, name: str) -> None:
 
 
 def packing_fault(last_layer: torch.nn.Module, head: Head, *, packed: ModuleBackend, alone: ModuleBackend) -> str:
-    """Why a model may not run packed, with transformers' own attention left in it; empty if it may, and has ours.
+    """Return why a model may not run packed, and leave transformers' attention in it; "" if it may, with ours in it.
 
     Args:
         last_layer: The last of the model's layers, whose hidden states are compared.
-        head: What is compared besides.
-        packed: Runs the model packed.
-        alone: Runs the same model as transformers does, one text at a time.
+        head: The head whose rows are compared as well.
+        packed: The backend that runs the model packed.
+        alone: The backend that runs the same model as transformers does, one text at a time.
     """
     model = packed.model
     fault = _difference(model, last_layer, head, packed, alone)
@@ -53,7 +53,7 @@ def packing_fault(last_layer: torch.nn.Module, head: Head, *, packed: ModuleBack
 def _difference(
     model: Any, last_layer: torch.nn.Module, head: Head, packed: ModuleBackend, alone: ModuleBackend
 ) -> str:
-    """What two texts give in one row and not alone, for people; empty for nothing."""
+    """Return, as a message, how two texts in one row fail or differ from the same texts alone; "" if they do not."""
     probes = _probes(model)
     use_attention(model, PLAIN)
     apart = [_run(alone, last_layer, [probe], head) for probe in probes]
@@ -75,7 +75,7 @@ def _difference(
 
 
 def _probes(model: Any) -> list[Encoding]:
-    """Two texts of tokens from all over the vocabulary."""
+    """Return two texts of tokens from all over the vocabulary."""
     count = sum(_LENGTHS)
     ids = np.linspace(0, (table_rows(model) or 1) - 1, count + 2).astype(np.int64)
     ids = np.resize(ids[ids != model.config.pad_token_id], count)
@@ -89,7 +89,7 @@ def _probes(model: Any) -> list[Encoding]:
 def _run(
     backend: ModuleBackend, last_layer: torch.nn.Module, texts: Sequence[Encoding], head: Head
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Hidden states (tokens, width) and rows (texts, width) of one forward; NaN and infinity become numbers."""
+    """Return hidden states (tokens, width) and rows (texts, width) of one forward; NaN and infinity become numbers."""
     with _output_of(last_layer) as outputs:
         rows = backend.run(TokenBatch.of(texts), head)
     hidden = outputs[0].flatten(0, -2).float().cpu().numpy()
@@ -100,7 +100,7 @@ def _run(
 
 @contextmanager
 def _output_of(layer: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects what a layer gives."""
+    """Collect the outputs of a layer in a list while the context is open."""
     outputs: list[torch.Tensor] = []
 
     def collect(_: torch.nn.Module, _args: Any, output: Any) -> None:

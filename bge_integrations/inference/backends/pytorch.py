@@ -1,6 +1,6 @@
-"""The torch backend: transformers' own model classes, padded (the reference) or packed, over one copy of weights.
+"""The torch backend: transformers' own model classes, run padded as usual or packed, with one copy of the weights.
 
-Copies to and from a device wait for nothing: on CUDA they run beside what is being computed.
+Copies to and from a device do not block: on CUDA they run while the device computes.
 """
 
 import copy
@@ -43,10 +43,10 @@ class ModuleBackend(ABC):
 
     @abstractmethod
     def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows | Launched:
-        """One forward of `model`: (texts, width) on the device, or rows of objects."""
+        """Run one forward of `model`; return a tensor (texts, width) on the device, or rows of objects."""
 
     def run(self, batch: TokenBatch, head: Head, *, exact: bool = False) -> Rows | Launched:
-        """One forward; see `Backend.run`."""
+        """Run one forward; see `Backend.run`."""
         try:
             model = self._in_float32() if exact else self._model
             with device_errors(), torch.inference_mode():
@@ -56,22 +56,22 @@ class ModuleBackend(ABC):
                 return Launched(HostCopy(rows).wait) if rows.is_cuda else rows.float().numpy()
         except torch.OutOfMemoryError as error:
             message = str(error)
-        # Outside the handler, whose traceback would keep the forward's tensors alive.
+        # This stands outside the handler, whose traceback would keep the forward's tensors alive.
         torch.cuda.empty_cache()
         raise DeviceMemoryError(message)
 
     @property
     def model(self) -> Any:
-        """The module; None once closed."""
+        """The module; None once the backend is closed."""
         return self._model
 
     def _in_float32(self) -> Any:
-        """The model itself if all of it is, else a copy."""
+        """Return the model itself if all its weights are float32, else a float32 copy."""
         floats = (tensor.dtype for tensor in self._model.parameters() if tensor.is_floating_point())
         return self._model if set(floats) <= {torch.float32} else copy.deepcopy(self._model).float()
 
     def close(self) -> None:
-        """Frees the weights."""
+        """Free the weights."""
         on_cuda = self._model is not None and self._model.device.type == "cuda"
         self._model = None
         if on_cuda:
@@ -79,10 +79,10 @@ class ModuleBackend(ABC):
 
 
 class TorchBackend(ModuleBackend):
-    """A transformers encoder, decoder, or either with a head.
+    """The backend of a transformers encoder or decoder, with or without a head.
 
     Args:
-        model: From one of transformers' auto classes, on its device, attention chosen by `packed`.
+        model: A model from one of transformers' auto classes, on its device, with the attention that `packed` needs.
         packed: Run without padding; the model's attention must be `varlen.NAME`.
         engine: "packed" or "padded", with the reason.
         fusing: Compiles the layers once there is enough work.
@@ -99,25 +99,25 @@ class TorchBackend(ModuleBackend):
         graphs: ForwardGraphs | None = None,
     ) -> None:
         super().__init__(model, padded=not packed, engine=engine)
-        model.config.use_cache = False  # of a decoder, which keeps keys and values else
+        model.config.use_cache = False  # a decoder would keep keys and values
         self._architecture = architecture_of(model.config.model_type)
         self._pad_id = model.config.pad_token_id
         self._starts_after = self._pad_id or 0 if self._architecture.starts_after_padding else None
         self._has_pad_token = self._pad_id is not None and 0 <= self._pad_id < (self.vocabulary or math.inf)
-        # Of a decoder that scores each text at its last token transformers looks for the last one that is not padding,
-        # and without a padding token takes one text alone.
+        # For a decoder that scores each text at its last token, transformers looks for the last token that is not
+        # padding, and without a padding token it takes only one text at a time.
         self._scores_last_token = hasattr(model, "score") and not self._has_pad_token
         self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self._fusing = fusing
         self._graphs = graphs
 
     def close(self) -> None:
-        """Frees the weights."""
+        """Free the weights."""
         self._fusing = self._graphs = None
         super().close()
 
     def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor | Rows | Launched:
-        """One forward, padded or packed."""
+        """Run one forward, padded or packed."""
         if self.padded and isinstance(head, Logit) and not self._scores_last_token:
             return cast("torch.Tensor", model(**self._padded_inputs(model, batch)).logits)
         hidden = self._padded(model, batch) if self.padded else self._packed(model, batch)
@@ -126,7 +126,7 @@ class TorchBackend(ModuleBackend):
     def rows_of(
         self, model: Any, hidden: torch.Tensor, batch: TokenBatch, head: Head
     ) -> torch.Tensor | Rows | Launched:
-        """What the head keeps of hidden states, (tokens, width), of all texts end to end."""
+        """Return what the head keeps of the hidden states, (tokens, width), of all texts end to end."""
         if isinstance(head, Dense):
             return dense_rows(hidden, batch, head)
         ends = to_device(batch.cu_seqlens, hidden.device)
@@ -137,7 +137,7 @@ class TorchBackend(ModuleBackend):
         return _classify(model, hidden[ends[:-1]], pooler=self._architecture.pooler)
 
     def _padded(self, model: Any, batch: TokenBatch) -> torch.Tensor:
-        """Hidden states of all texts end to end, (tokens, width)."""
+        """Return the hidden states of all texts end to end, (tokens, width)."""
         hidden = model.base_model(**self._padded_inputs(model, batch)).last_hidden_state
         real = np.flatnonzero(np.arange(batch.max_seqlen) < batch.lengths[:, None])
         return cast("torch.Tensor", hidden.flatten(0, 1)[to_device(real, model.device)])
@@ -148,7 +148,7 @@ class TorchBackend(ModuleBackend):
         return {name: to_device(value, model.device) for name, value in inputs.items() if value is not None}
 
     def _packed(self, model: Any, batch: TokenBatch) -> torch.Tensor:
-        """Hidden states of all texts end to end, (tokens, width)."""
+        """Return the hidden states of all texts end to end, (tokens, width)."""
         arrays: Arrays = {
             "input_ids": batch.ids[None],
             "position_ids": positions(batch, self._starts_after)[None],
@@ -168,7 +168,7 @@ class TorchBackend(ModuleBackend):
 
 
 def table_rows(model: Any) -> int | None:
-    """Rows of a transformers model's table of token embeddings; None where it has none that can be found."""
+    """Return the number of rows of a model's table of token embeddings; None where no such table is found."""
     try:
         table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -179,13 +179,13 @@ def table_rows(model: Any) -> int | None:
 def packed_hidden(
     model: Any, inputs: Mapping[str, torch.Tensor], max_seqlen: int, starts: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Hidden states (tokens, width) of a packed row; see `varlen_attention` for `max_seqlen` and `starts`."""
+    """Return the hidden states (tokens, width) of a packed row; `varlen_attention` explains `max_seqlen`, `starts`."""
     out = model.base_model(attention_mask=None, **inputs, max_seqlen=max_seqlen, starts=starts)
     return cast("torch.Tensor", out.last_hidden_state[0])
 
 
 def positions(batch: TokenBatch, starts_after: int | None = None) -> NDArray[np.int64]:
-    """Position of every token in its text: from 0, or from the padding token's id + 1 where that is given."""
+    """Return each token's position in its text: from 0, or from `starts_after` (the padding token's id) + 1."""
     starts = np.repeat(batch.cu_seqlens[:-1], np.diff(batch.cu_seqlens))
     if starts_after is None:
         return np.arange(len(batch.ids)) - starts
@@ -197,7 +197,7 @@ def positions(batch: TokenBatch, starts_after: int | None = None) -> NDArray[np.
 
 
 def boundaries(batch: TokenBatch, device: torch.device) -> dict[str, Any]:
-    """What `varlen_attention` needs to know of where each text begins."""
+    """Return the arguments that tell `varlen_attention` where each text begins."""
     return {
         "cu_seqlens": to_device(batch.cu_seqlens.astype(np.int32), device),
         "starts": torch.from_numpy(batch.cu_seqlens),
@@ -206,13 +206,13 @@ def boundaries(batch: TokenBatch, device: torch.device) -> dict[str, Any]:
 
 
 def _classify(model: Any, first: torch.Tensor, *, pooler: bool) -> torch.Tensor:
-    """Logits from each text's first hidden state, through the model's own head."""
+    """Return logits from each text's first hidden state, through the model's own head."""
     rows = first[:, None]
     return cast("torch.Tensor", model.classifier(model.bert.pooler(rows) if pooler else rows))
 
 
 def _token_logit(model: Any, last: torch.Tensor, token: int) -> torch.Tensor:
-    """One token's logit from each text's last hidden state, through the model's own output embedding."""
+    """Return one token's logit from each text's last hidden state, through the model's own output embedding."""
     output = model.get_output_embeddings()
     if output is None:  # one folder serves as an embedder and as a reranker
         raise WrongKindError(
@@ -224,15 +224,15 @@ def _token_logit(model: Any, last: torch.Tensor, token: int) -> torch.Tensor:
 
 
 def softcapped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Gemma 2's bound on its logits."""
+    """Bound logits to -`cap` to `cap` as Gemma 2 does; None bounds nothing."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def dense_rows(hidden: torch.Tensor, batch: TokenBatch, head: Dense) -> torch.Tensor:
-    """Pools, cuts and normalises the hidden states of all texts, (tokens, width)."""
+    """Pool, cut and normalise the hidden states of all texts, (tokens, width)."""
     if head.pooling is Pooling.MEAN:
         lengths = to_device(batch.lengths, hidden.device)
-        pooled = torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)  # else it asks the device
+        pooled = torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)  # its checks would block
     else:
         which = batch.cu_seqlens[:-1] if head.pooling is Pooling.CLS else batch.cu_seqlens[1:] - 1
         pooled = hidden[to_device(which, hidden.device)]
@@ -240,20 +240,20 @@ def dense_rows(hidden: torch.Tensor, batch: TokenBatch, head: Dense) -> torch.Te
 
 
 def finish(pooled: torch.Tensor, head: Dense) -> torch.Tensor:
-    """Cuts and normalises pooled vectors, in float32."""
+    """Cut and normalise pooled vectors, in float32."""
     vectors = pooled.float()[:, : None if head.cut_last else head.dim]
     vectors = torch.nn.functional.normalize(vectors, dim=-1) if head.normalize else vectors
     return vectors[:, : head.dim]
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The numbers on a device."""
+    """Copy an array to a device, without waiting for the copy."""
     host = torch.from_numpy(array)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 class HostCopy:
-    """A tensor on its way to the host's memory, in float32."""
+    """A copy of a tensor to the host's memory, in float32; on CUDA it runs while the device computes."""
 
     def __init__(self, values: torch.Tensor) -> None:
         values = values.float()
@@ -266,7 +266,7 @@ class HostCopy:
             self._host = values.cpu()
 
     def wait(self) -> NDArray[np.float32]:
-        """The numbers, once they are there."""
+        """Wait for the copy to arrive and return it."""
         if self._arrived is not None:
             with device_errors():
                 self._arrived.synchronize()
@@ -276,7 +276,7 @@ class HostCopy:
 
 @contextmanager
 def device_errors() -> Iterator[None]:
-    """Tells an error after which CUDA computes nothing more in this process from those of one batch."""
+    """Raise `DeviceLostError` for an error after which CUDA computes nothing more in this process; pass on others."""
     try:
         yield
     except RuntimeError as error:

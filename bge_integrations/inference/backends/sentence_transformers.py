@@ -1,4 +1,4 @@
-"""Whatever pipeline the fast paths don't know, run through the sentence-transformers library itself."""
+"""Pipelines that the faster backends don't know, run by the sentence-transformers library itself."""
 
 import math
 from typing import Any
@@ -11,11 +11,11 @@ from bge_integrations.inference.heads import Dense, Head
 
 
 class SentenceTransformersBackend(ModuleBackend):
-    """A `SentenceTransformer` or `CrossEncoder`.
+    """The backend of a `SentenceTransformer` or `CrossEncoder`.
 
     Args:
         model: The loaded pipeline, on its device.
-        pad_id: The tokenizer's padding token.
+        pad_id: The id of the tokenizer's padding token.
         engine: Why this backend runs it.
     """
 
@@ -25,7 +25,7 @@ class SentenceTransformersBackend(ModuleBackend):
         self._pad_id = pad_id if pad_id < (self.vocabulary or math.inf) else 0
 
     def rows(self, model: Any, batch: TokenBatch, head: Head) -> torch.Tensor:
-        """One forward of the whole pipeline."""
+        """Run one forward of the whole pipeline."""
         out = model(self._features(model, batch, head))
         rows: torch.Tensor = finish(out["sentence_embedding"], head) if isinstance(head, Dense) else out["scores"]
         return rows.reshape(len(batch), -1)

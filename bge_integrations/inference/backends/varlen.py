@@ -1,7 +1,7 @@
 """Attention over a packed row of tokens: each text attends to itself alone.
 
-Registered with transformers as an attention function, so its own model classes run without padding. Where each text
-begins travels with every forward as `cu_seqlens`, never as a global.
+It is registered with transformers as an attention function, so that transformers' own model classes run without
+padding. Every forward is given the texts' boundaries as `cu_seqlens`; there is no global state.
 """
 
 import functools
@@ -31,18 +31,18 @@ def varlen_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a packed row.
+    """Compute the attention of a packed row.
 
     Args:
-        module: The attention module; its `is_causal` decides where the keyword is absent.
-        query: (1, heads, tokens, head size); key and value the same, perhaps with fewer heads.
+        module: The attention module; its `is_causal` decides where the argument is None.
+        query: (1, heads, tokens, head size); key and value are shaped alike, perhaps with fewer heads.
         key: See `query`.
         value: See `query`.
         attention_mask: Unused: there is no padding.
-        scaling: Factor on the dot products.
+        scaling: The factor on the dot products.
         cu_seqlens: int32 (texts + 1,) on the device: where each text begins.
         max_seqlen: Tokens of the longest text, or more.
-        starts: `cu_seqlens` on the host, so that the device need not be asked where there is no kernel.
+        starts: `cu_seqlens` on the host, which saves a copy from the device where there is no kernel.
         sliding_window: Attend at most this many tokens back.
         softcap: Refused: torch's kernel has none.
         is_causal: Attend only to earlier tokens.
@@ -71,7 +71,7 @@ def _attend(
     sliding_window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    """By the kernel where it runs, else text by text."""
+    """Compute attention with torch's variable-length kernel where it runs, else text by text."""
     if query.is_cuda and not _refused(str(query.device), str(query.dtype).removeprefix("torch."), query.shape[-1]):
         return _kernel(query, key, value, scaling, cu_seqlens, max_seqlen, sliding_window, causal)
     starts = cu_seqlens if starts is None else starts
@@ -86,7 +86,7 @@ def _attend(
 
 
 _opaque = torch.library.custom_op("bge::varlen_attention", _attend, mutates_args=())
-"""One step to torch.compile, which else would compile anew for every number of texts."""
+"""The attention as one step for torch.compile, which would otherwise compile anew for every number of texts."""
 
 
 @_opaque.register_fake
@@ -95,7 +95,7 @@ def _shape(query: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def kernel_refusal(device: str, dtype: str, head_size: int) -> str:
-    """Why torch's variable-length kernel cannot run a model; empty if it can."""
+    """Return why torch's variable-length kernel cannot run a model; "" if it can."""
     if dtype == "float32":
         return "torch's variable-length kernel has no float32"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -145,7 +145,7 @@ def _text(
     sliding_window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    """Attention of one text by torch's own function."""
+    """Compute the attention of one text with torch's own function."""
     length = query.shape[2]
     near = sliding_window is not None and sliding_window < length
     mask = _window_mask(length, sliding_window, causal, query.device) if near else None

@@ -1,4 +1,4 @@
-"""The stores that documents go into: what each holds, and how it takes more."""
+"""Sinks: one class for each kind of store, which reads what the store holds and writes to it."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ __all__ = ["HybridSink", "Sink", "make_sink"]
 
 
 def make_sink(store: Any, embedder: Embedder | None, record: str | Path | None) -> Sink:
-    """Give the sink of a store.
+    """Return the sink that reads and fills a store.
 
     Args:
         store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
-        embedder: Computes its vectors.
-        record: Where to remember what a store holds that cannot be asked; None for memory.
+        embedder: Computes its vectors; None if the store does that itself.
+        record: File that remembers what the store holds, if the store cannot be asked; None for memory.
     """
     if is_a(store, "VectorStoreIndex", "BasePydanticVectorStore"):
         return _llama_index_sink(store, embedder, record)
@@ -79,6 +79,6 @@ def _llama_index_sink(target: Any, embedder: Embedder | None, record: str | Path
 
 
 def _leaves_out(store: object, method: str, base: str) -> bool:
-    """Whether a store has only its base class's version of a method, which raises."""
+    """Return whether a store has only its base class's version of a method, which raises."""
     owner = next((cls for cls in type(store).__mro__ if method in vars(cls)), None)
     return owner is None or owner.__name__ == base

@@ -1,4 +1,4 @@
-"""What populate asks of any store."""
+"""The base class of the sinks: the operations that populate needs of any store."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,25 +17,25 @@ from bge_integrations.stores.fingerprint import read_fingerprint, write_fingerpr
 from bge_integrations.types import M3Embeddings
 
 PAGE = 1000
-"""Documents listed or deleted at a time."""
+"""How many documents are listed or deleted at a time."""
 
 Pages = Iterator[list[tuple[str, Mapping[str, Any]]]]
-"""Ids and metadata, some at a time."""
+"""Ids and metadata of stored documents, one page at a time."""
 
 
 class Sink:
-    """A store, as far as populate is concerned. Some methods are there only where an attribute says so.
+    """A store as populate sees it. The attributes say which of the optional methods it has.
 
     Args:
         store: The store.
-        framework: What its documents are like.
-        embedder: Computes its vectors; None where the store does that, because it takes none.
+        framework: Knows how its documents are identified and stored.
+        embedder: Computes its vectors; None if the store does that itself, because it takes none.
 
     Attributes:
-        max_batch_size: Most documents a write.
-        max_writers: Threads that may write at a time.
-        takes_metadata_alone: Whether `update_metadata` is there.
-        lists: Whether `pages` and `delete` are there.
+        max_batch_size: The most documents that one write may have.
+        max_writers: The most threads that may write at the same time.
+        takes_metadata_alone: Whether it has `update_metadata`.
+        lists: Whether it has `pages` and `delete`.
     """
 
     max_batch_size = sys.maxsize
@@ -50,18 +50,19 @@ class Sink:
         self._guard: Guard | None = None
 
     def guard(self, core: Core, *, force: bool) -> None:
-        """Refuse another model than the one that filled the store, and remember the model for `claim`.
+        """Refuse a store that another model filled; otherwise remember the model for `claim`.
 
         Raises:
-            FingerprintMismatchError: Another model filled it.
+            FingerprintMismatchError: Another model filled the store.
         """
         self._guard = patiently(lambda: Guard(self, core, force=force))
 
     def claim(self, written: list[Entry]) -> None:
-        """Keep the model's fingerprint with the store, which has taken vectors of these documents.
+        """Write the model's fingerprint to the store, which has taken vectors of these documents.
 
         Raises:
-            FingerprintMismatchError: Another model has filled the store meanwhile; the documents are taken out again.
+            FingerprintMismatchError: Another model has filled the store meanwhile; if the store can delete, the
+                documents are deleted again.
         """
         if (guard := self._guard) is None or not written:
             return
@@ -77,7 +78,7 @@ class Sink:
             raise
 
     def settle(self) -> None:
-        """At the end of a run, see that the store is still the model's.
+        """Check at the end of a run that the store still belongs to the model.
 
         Raises:
             FingerprintMismatchError: Another model has filled the store at the same time.
@@ -87,74 +88,74 @@ class Sink:
 
     @property
     def normalises(self) -> bool:
-        """Whether vectors get the length 1 in the store."""
+        """Whether the store scales vectors to length 1."""
         return False
 
     def read_fingerprint(self) -> str | None:
-        """Return the fingerprint that is kept with the store."""
+        """Return the fingerprint that is kept with the store; None if there is none."""
         return read_fingerprint(self.store)
 
     def write_fingerprint(self, fingerprint: str) -> None:
-        """Keep a fingerprint with the store."""
+        """Write a fingerprint to the store."""
         write_fingerprint(self.store, fingerprint)
 
     def sample(self, count: int) -> list[Sample]:  # noqa: ARG002 - only a store that keeps a fingerprint is asked
-        """Return some of what the store holds; nothing where it is empty."""
+        """Return up to `count` stored documents with their vectors; [] if the store is empty."""
         return []
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a document the identity under which this store keeps it.
+        """Read a document into an `Entry`, with the id under which this store keeps it.
 
         Raises:
-            TypeError: It is none.
+            TypeError: It is not a document, or its metadata cannot be hashed.
             ValueError: It has no text.
         """
         return self.framework.identify(document, position)
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the store holds of `ids`."""
+        """Return the documents that the store holds under these ids; ids that it lacks are left out."""
         raise NotImplementedError
 
     def submit(self, entries: list[Entry]) -> "Pending | None":
-        """Have the vectors of documents computed; None where the store does that."""
+        """Start to embed documents; return None if the store embeds them itself."""
         positions = [entry.position for entry in entries]
         return self.embedder.submit_documents(texts_of(entries), positions) if self.embedder else None
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
-        """Insert or replace documents with their embeddings; `held` is what the store has under their ids."""
+        """Insert or replace documents with their embeddings; `held` has the stored ones by id."""
         raise NotImplementedError
 
-    def complete(self, entries: list[Entry]) -> tuple[int, int]:  # noqa: ARG002 - a store by itself holds all there is
-        """Compute what else should be there of documents that the store holds; return the texts and tokens it took."""
+    def complete(self, entries: list[Entry]) -> tuple[int, int]:  # noqa: ARG002 - a store alone lacks nothing
+        """Embed what is missing beside stored documents; return the number of texts and of tokens."""
         return 0, 0
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
-        """Give documents that the store holds other metadata, without embedding them."""
+        """Replace the metadata of stored documents without embedding them again."""
         raise NotImplementedError
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the store holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         raise NotImplementedError
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out."""
+        """Delete the documents with these ids."""
         raise NotImplementedError
 
     def reconcile(self) -> None:
-        """After a cleanup, take out what stands beside the store and that the store lacks."""
+        """Delete, after a cleanup, what is kept beside the store for documents that the store lacks."""
 
 
 def texts_of(entries: list[Entry]) -> list[str]:
-    """What the model reads of documents."""
+    """Return the texts that the model embeds, one per document."""
     return [entry.text for entry in entries]
 
 
 def dense(embeddings: Any) -> NDArray[np.float32]:
-    """Give the dense vectors, float32 (n, dim)."""
+    """Return the dense vectors, float32 (n, dim)."""
     return np.asarray(embeddings.dense if isinstance(embeddings, M3Embeddings) else embeddings, np.float32)
 
 
 def in_pages(rows: list[tuple[str, Mapping[str, Any]]]) -> Pages:
-    """Cut a list into pages."""
+    """Yield the rows in pages of at most `PAGE`."""
     for start in range(0, len(rows), PAGE):
         yield rows[start : start + PAGE]

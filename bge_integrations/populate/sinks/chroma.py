@@ -1,4 +1,4 @@
-"""Chroma collections: by themselves, or behind LangChain's `Chroma` or LlamaIndex's `ChromaVectorStore`."""
+"""The sink for Chroma collections, alone or behind LangChain's `Chroma` or LlamaIndex's `ChromaVectorStore`."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from bge_integrations.stores.kinds import is_a
 
 
 class ChromaSink(Sink):
-    """A Chroma collection."""
+    """The sink for a Chroma collection."""
 
     max_writers = sys.maxsize
     takes_metadata_alone = True
@@ -34,7 +34,7 @@ class ChromaSink(Sink):
             self.collection._client = _Turns(server)  # noqa: SLF001
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the collection holds."""
+        """Return up to `count` documents of the collection with their vectors."""
         found = self.collection.get(limit=count, include=["documents", "metadatas", "embeddings"])
         rows = zip(found["ids"], found["documents"], found["metadatas"], found["embeddings"], strict=True)
         return [
@@ -43,7 +43,7 @@ class ChromaSink(Sink):
         ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the collection holds of `ids`."""
+        """Return the documents that the collection holds under these ids; ids that it lacks are left out."""
         found = self.collection.get(ids=ids, include=["documents", "metadatas"])
         rows = zip(found["ids"], found["documents"], found["metadatas"], strict=True)
         return {name: self.framework.held(text or "", metadata or {}) for name, text, metadata in rows}
@@ -62,12 +62,12 @@ class ChromaSink(Sink):
         )
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
-        """Replace metadata."""
+        """Replace the metadata of stored documents."""
         metadatas = [_replacing(self.framework.row(entry)[1], held.get(entry.id)) for entry in entries]
         self.collection.update(ids=[entry.id for entry in entries], metadatas=metadatas)
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the collection holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         where = self._of(source) if source is not None else None
         offset = 0
         while ids := (found := self._page(where, offset))["ids"]:
@@ -75,7 +75,7 @@ class ChromaSink(Sink):
             yield [(name, metadata or {}) for name, metadata in zip(ids, found["metadatas"], strict=True)]
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out."""
+        """Delete the documents with these ids."""
         self.collection.delete(ids=ids)
 
     def _of(self, source: str) -> dict[str, Any]:
@@ -87,10 +87,10 @@ class ChromaSink(Sink):
 
 
 class _Turns:
-    """A Chroma in this process, asked by one thread at a time and never again once it is broken.
+    """A proxy for a Chroma in this process: one thread calls it at a time, and none after an internal error.
 
-    It writes with the GIL in hand, so that taking turns costs next to nothing; and when its disk is full, one of its
-    next calls waits for ever, GIL in hand (seen with 1.5.9).
+    Chroma holds the GIL while it writes, so taking turns costs next to nothing. When its disk is full, one of its next
+    calls waits for ever with the GIL held (seen with 1.5.9).
     """
 
     def __init__(self, server: Any) -> None:
@@ -115,5 +115,5 @@ class _Turns:
 
 
 def _replacing(metadata: dict[str, Any], before: Held | None) -> dict[str, Any]:
-    """The metadata, and None, which removes a key, for what else is held: Chroma merges metadata."""
+    """Return the metadata with None, which removes a key, for all other stored keys, as Chroma merges metadata."""
     return {**dict.fromkeys(before.metadata if before else ()), **metadata}

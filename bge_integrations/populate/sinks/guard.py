@@ -1,7 +1,7 @@
-"""Whose vectors a store holds, and when a model's fingerprint is kept with it.
+"""The guard against two models in one store, which checks and writes the model's fingerprint.
 
-A fingerprint says that the vectors beside it are one model's. So it is written when a store has taken vectors of that
-model, never before, and a store that holds vectors without one is believed only what its own vectors show.
+A fingerprint says that one model made all vectors of the store. So it is written after the store has taken vectors of
+that model, never before. A store that holds vectors but no fingerprint is judged by its vectors.
 """
 
 import logging
@@ -20,26 +20,26 @@ from bge_integrations.types import M3Embeddings
 logger = logging.getLogger(__name__)
 
 SAMPLE = 64
-"""Documents that a store without a fingerprint is asked for."""
+"""How many documents are read from a store without a fingerprint."""
 
 _TEXTS = 4
-"""Texts among them, the shortest ones, that are embedded again."""
+"""How many of their texts, the shortest ones, are embedded again."""
 
 _TOLERANCE = 0.1
-"""How far two vectors may be apart, as a part of their length, and still be one text's of one model.
+"""How far two vectors of one text and one model may be apart, as a part of their length.
 
-In bfloat16, or kept in 8 bits, vectors of the model that ships move by 0.01 (measured); deep models move more. A store
-that compresses vectors further than that needs `force=True`.
+In bfloat16, or stored in 8 bits, vectors of the model that ships move by 0.01 (measured); deep models move more. A
+store that compresses vectors further than that needs `force=True`.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a store holds under one id; text or vector are None where it does not tell.
+    """A stored document that shows which model filled the store; text or vector is None if the store lacks it.
 
     Attributes:
         id: The document's id.
-        text: What the vector was made of.
+        text: The text that was embedded.
         vector: The vector as the store keeps it, float32 (dim,).
     """
 
@@ -49,32 +49,32 @@ class Sample:
 
 
 class Guarded(Protocol):
-    """A store with a place for a fingerprint."""
+    """A store that can keep a fingerprint."""
 
     @property
     def normalises(self) -> bool:
-        """Whether vectors get the length 1 in the store."""
+        """Whether the store scales vectors to length 1."""
 
     def read_fingerprint(self) -> str | None:
-        """What is kept with the store."""
+        """Return the fingerprint that is kept with the store; None if there is none."""
 
     def write_fingerprint(self, fingerprint: str) -> None:
-        """Keep a fingerprint with the store."""
+        """Write a fingerprint to the store."""
 
     def sample(self, count: int) -> list[Sample]:
-        """Some of what the store holds; empty where it holds nothing."""
+        """Return up to `count` stored documents; [] if the store is empty."""
 
 
 class Guard:
-    """The fingerprint of a run's model, on its way to the store that the run fills and that holds it.
+    """A check that the model of a run is the one that filled the store, by its fingerprint or its vectors.
 
     Args:
         store: The store.
-        core: The model.
-        force: Fill what another model has filled.
+        core: The model of the run.
+        force: Fill the store even if another model has filled it.
 
     Raises:
-        FingerprintMismatchError: Another model filled the store: its fingerprint says so, or its vectors do.
+        FingerprintMismatchError: Another model filled the store, as its fingerprint or its vectors show.
     """
 
     def __init__(self, store: Guarded, core: Core, *, force: bool) -> None:
@@ -89,7 +89,7 @@ class Guard:
             self._adopt(store, held, core)
 
     def claim(self, store: Guarded) -> None:
-        """Keep the fingerprint, once the store has taken vectors of the model.
+        """Write the fingerprint, after the store has taken vectors of the model.
 
         Raises:
             FingerprintMismatchError: Another model has filled the store since the run began.
@@ -103,9 +103,9 @@ class Guard:
         self._is_kept = True
 
     def settle(self, store: Guarded) -> None:
-        """At the end of a run, see that the store is still this model's.
+        """Check at the end of a run that the store still belongs to this model.
 
-        With `force` the store is the model's from now on, also where there was nothing to add.
+        With `force`, a store that holds documents gets the model's fingerprint, even if the run added none.
 
         Raises:
             FingerprintMismatchError: Another model has filled the store at the same time.
@@ -116,7 +116,7 @@ class Guard:
             self.claim(store)
 
     def _adopt(self, store: Guarded, held: Sequence[Sample], core: Core) -> None:
-        """Take a store without a fingerprint for the model's own where its vectors are those of the model."""
+        """Compare the vectors of a store without a fingerprint with the model's; claim the store if they agree."""
         known = [(one, one.vector) for one in held if one.vector is not None]
         wide = [one for one, vector in known if vector.shape != (core.dim,)]
         texts = sorted((len(one.text), one.text, index) for index, (one, _) in enumerate(known) if one.text)[:_TEXTS]
@@ -146,7 +146,7 @@ class Guard:
 
 
 def faiss_vector(index: Any, row: int) -> NDArray[np.float32] | None:
-    """Give a vector of a FAISS index; None where that kind of index cannot."""
+    """Return a vector of a FAISS index; None if that kind of index cannot return vectors."""
     try:
         return np.asarray(index.reconstruct(row), np.float32)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""A sparse index beside a store: one forward gives the vectors for both."""
+"""A sparse index beside a store: one forward pass of the model gives the vectors for both."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from bge_integrations.types import M3Embeddings
 
 
 class HybridSink(Sink):
-    """A sink with a `SparseIndex` beside it.
+    """A sink that fills a `SparseIndex` along with the store.
 
     Args:
         sink: Takes texts, metadata and dense vectors.
@@ -37,36 +37,36 @@ class HybridSink(Sink):
 
     @property
     def normalises(self) -> bool:
-        """Whether dense vectors get the length 1 in the store."""
+        """Whether the store scales dense vectors to length 1."""
         return self.sink.normalises
 
     def read_fingerprint(self) -> str | None:
-        """Return the fingerprint that is kept with the store."""
+        """Return the fingerprint that is kept with the store; None if there is none."""
         return self.sink.read_fingerprint()
 
     def write_fingerprint(self, fingerprint: str) -> None:
-        """Keep a fingerprint with the store."""
+        """Write a fingerprint to the store."""
         self.sink.write_fingerprint(fingerprint)
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the store holds."""
+        """Return up to `count` stored documents with their dense vectors."""
         return self.sink.sample(count)
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a document the store's identity."""
+        """Read a document into an `Entry`, with the id under which the store keeps it."""
         return self.sink.identify(document, position)
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the store holds of `ids`."""
+        """Return the documents that the store holds under these ids; ids that it lacks are left out."""
         return self.sink.look_up(ids)
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
-        """Insert or replace documents; after a failure the index has none that the store lacks."""
+        """Write documents to the store and then to the index, so that a failure leaves none in the index alone."""
         self.sink.write(entries, embeddings, held)
         self._add(entries, embeddings)
 
     def complete(self, entries: list[Entry]) -> tuple[int, int]:
-        """Add what the index lacks of documents that the store holds; return their number and tokens."""
+        """Add the stored documents that the index lacks; return their number and their tokens."""
         lacking = [entry for entry in entries if not self.index.holds(entry.id, entry.text)]
         if not lacking:
             return 0, 0
@@ -75,20 +75,20 @@ class HybridSink(Sink):
         return len(lacking), tokens
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:
-        """Give documents that the store holds other metadata, without embedding them."""
+        """Replace the metadata of stored documents without embedding them again."""
         self.sink.update_metadata(entries, held)
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the store holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         return self.sink.pages(source)
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out of both."""
+        """Delete documents from the store and from the index."""
         self.sink.delete(ids)
         self.index.delete(ids)
 
     def reconcile(self) -> None:
-        """Take out of the index what the store lacks, such as what a killed run deleted and never saved."""
+        """Delete from the index what the store lacks: a killed run may have deleted it without saving the index."""
         ids = self.index.ids()
         for start in range(0, len(ids), PAGE):
             part = ids[start : start + PAGE]

@@ -1,4 +1,4 @@
-"""LanceDB tables behind LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore`, in the columns that they read."""
+"""The sink for LanceDB tables, with the columns of LangChain's `LanceDB` or LlamaIndex's `LanceDBVectorStore`."""
 
 import logging
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from bge_integrations.stores.kinds import HASH_KEY, open_lance_table
 logger = logging.getLogger(__name__)
 
 _KEY = b"lance-schema:unenforced-primary-key"
-"""What LanceDB writes into the metadata of a column that is the table's key."""
+"""The metadata key with which LanceDB marks a column as the table's key."""
 
 
 class LanceSink(Sink):
-    """A LanceDB table; a store whose table is not there yet gets one.
+    """The sink for a LanceDB table, which it creates if the store has none yet.
 
-    The first batch decides which keys metadata may have, for LanceDB keeps them in a column of a fixed type. `source`
+    The first batch decides which keys metadata may have, as LanceDB keeps them in a column of a fixed type. `source`
     and the content hash are always among them; a document with another key is refused.
 
     Args:
         columns: The names of the columns of ids, texts and vectors.
-        parent: LlamaIndex's column of the document that a node is a part of.
+        parent: The name of LlamaIndex's column for the id of a node's document; None for LangChain.
     """
 
     takes_metadata_alone = True
@@ -49,7 +49,7 @@ class LanceSink(Sink):
         self._has_key = False
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the table holds."""
+        """Return up to `count` documents of the table with their vectors; [] if there is no table."""
         if self._table is None:
             return []
         rows = self._rows(None, [self.text, "metadata", self.vector], limit=count)
@@ -63,7 +63,7 @@ class LanceSink(Sink):
         ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the table holds of `ids`."""
+        """Return the documents that the table holds under these ids; ids that it lacks are left out."""
         if self._table is None:
             return {}
         rows = self._healed(self._rows(_among(self.id, ids), [self.text, "metadata"], limit=None))
@@ -83,7 +83,7 @@ class LanceSink(Sink):
         merge.execute(self._fitting(rows, table.schema))
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
-        """Replace metadata; the vectors are read and written back."""
+        """Replace the metadata of stored documents; their vectors are read and written back."""
         table = self._table
         where = _among(self.id, [entry.id for entry in entries])
         stored = self._rows(where, [self.vector], limit=None)
@@ -92,7 +92,7 @@ class LanceSink(Sink):
         table.merge_insert(self.id).when_matched_update_all().execute(self._fitting(rows, table.schema))
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the table holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         if self._table is None:
             return
         keys = [field.name for field in self._table.schema.field("metadata").type]
@@ -104,7 +104,7 @@ class LanceSink(Sink):
             yield [(row[self.id], _present(row["metadata"])) for row in rows]
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out."""
+        """Delete the documents with these ids."""
         if (table := self._table) is not None:
             table.delete(_among(self.id, ids))
 
@@ -119,17 +119,17 @@ class LanceSink(Sink):
         return list((query.where(where) if where else query).to_list())
 
     def _healed(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Leave one row an id, the latest, in the table too: writers without a key have put some there twice."""
+        """Return the latest row of each id; delete the others, which writers add to a table without a key."""
         latest = {row[self.id]: row for row in sorted(rows, key=lambda row: int(row["_rowid"]))}
         if surplus := [row for row in rows if row is not latest[row[self.id]]]:
             numbers = ", ".join(str(row["_rowid"]) for row in surplus)
-            # Rows are numbered anew when somebody compacts the table: then this finds nothing, and the next run does.
+            # Compacting the table renumbers its rows: then this deletes nothing, and the next run deletes them.
             self._table.delete(f"{_among(self.id, [row[self.id] for row in surplus])} AND _rowid IN ({numbers})")
             logger.info("%d rows of the LanceDB table, whose ids are there once more, are deleted", len(surplus))
         return list(latest.values())
 
     def _keep_ids_unique(self, table: Any) -> None:
-        """Make the ids the table's key: LanceDB then sees that two writers add the same one, which it else does not."""
+        """Make the ids the table's key; only then does LanceDB notice that two writers add the same one."""
         if self._has_key or any(key.startswith(_KEY) for field in table.schema for key in field.metadata or ()):
             self._has_key = True
             return
@@ -150,7 +150,7 @@ class LanceSink(Sink):
         return row | ({self.parent: entry.document.ref_doc_id} if self.parent else {})
 
     def _create(self, rows: list[dict[str, Any]], width: int) -> Any:
-        """Make an empty table."""
+        """Create the store's table, still empty, with columns that fit the rows; return it."""
         always = {"source": "", HASH_KEY: ""}
         inferred = pa.Table.from_pylist([{**row, "metadata": {**always, **row["metadata"]}} for row in rows]).schema
         vector = pa.field(self.vector, pa.list_(pa.float32(), width))
@@ -165,10 +165,10 @@ class LanceSink(Sink):
         return table
 
     def _fitting(self, rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-        """Rows of a table's own type.
+        """Return the rows as a table of this schema.
 
         Raises:
-            ValueError: Metadata have a key that the table has no place for.
+            ValueError: A document's metadata has a key that the table has no place for.
         """
         known = {field.name for field in schema.field("metadata").type}
         for row in rows:
@@ -182,7 +182,7 @@ class LanceSink(Sink):
 
 
 def _present(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata without the keys that only other documents have."""
+    """Return metadata without the keys that are None because only other documents have them."""
     return {key: value for key, value in (metadata or {}).items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""LangChain's vector stores: any of them, and those in memory."""
+"""The sinks for LangChain's vector stores: one for any store, and those for stores in memory."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -12,10 +12,10 @@ from bge_integrations.populate.sinks.guard import Sample, faiss_vector
 
 
 class LangChainSink(Sink):
-    """Any vector store that answers `get_by_ids` and replaces what it holds under an id."""
+    """The sink for any vector store that answers `get_by_ids` and replaces what it holds under an id."""
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the store holds of `ids`."""
+        """Return the documents that the store holds under these ids; ids that it lacks are left out."""
         return {found.id: Held(found.page_content, found.metadata) for found in self.store.get_by_ids(ids)}
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:  # noqa: ARG002
@@ -24,33 +24,33 @@ class LangChainSink(Sink):
 
 
 class InMemorySink(LangChainSink):
-    """langchain-core's `InMemoryVectorStore`."""
+    """The sink for langchain-core's `InMemoryVectorStore`."""
 
     takes_metadata_alone = True
     lists = True
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the store holds."""
+        """Return up to `count` stored documents with their vectors."""
         rows = islice(self.store.store.items(), count)
         return [Sample(name, row["text"], np.asarray(row["vector"], np.float32)) for name, row in rows]
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
-        """Replace metadata."""
+        """Replace the metadata of stored documents."""
         for entry in entries:
             self.store.store[entry.id] = {**self.store.store[entry.id], "metadata": dict(entry.document.metadata)}
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the store holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         rows = [(name, row["metadata"]) for name, row in self.store.store.items()]
         return in_pages([row for row in rows if source in (None, row[1].get("source"))])
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out."""
+        """Delete the documents with these ids."""
         self.store.delete(ids)
 
 
 class FaissSink(LangChainSink):
-    """langchain-community's `FAISS`, an index in memory beside a docstore."""
+    """The sink for langchain-community's `FAISS`, an index in memory beside a docstore."""
 
     takes_metadata_alone = True
     lists = True
@@ -61,29 +61,29 @@ class FaissSink(LangChainSink):
         return bool(self.store._normalize_L2)  # noqa: SLF001 - it has no public name
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the store holds."""
+        """Return up to `count` stored documents with their vectors."""
         names = dict(islice(self.store.index_to_docstore_id.items(), count))
         texts = {found.id: found.page_content for found in self.store.get_by_ids(list(names.values()))}
         return [Sample(name, texts.get(name), faiss_vector(self.store.index, row)) for row, name in names.items()]
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
-        """Insert documents with their embeddings, once those that they replace are out."""
+        """Delete the documents that are replaced, then insert the new ones with their embeddings."""
         replaced = [entry.id for entry in entries if entry.id in held and self.store.get_by_ids([entry.id])]
         if replaced:
             self.store.delete(replaced)
         super().write(entries, embeddings, held)
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
-        """Replace the documents of the docstore."""
+        """Replace the documents in the docstore; their vectors stay as they are."""
         self.store.docstore.delete([entry.id for entry in entries])
         self.store.docstore.add({entry.id: entry.document.model_copy(update={"id": entry.id}) for entry in entries})
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the store holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         documents = self.store.get_by_ids(list(self.store.index_to_docstore_id.values()))
         rows = [(found.id, found.metadata) for found in documents]
         return in_pages([row for row in rows if source in (None, row[1].get("source"))])
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out."""
+        """Delete the documents with these ids."""
         self.store.delete(ids)

@@ -1,4 +1,4 @@
-"""LlamaIndex's vector stores without a sink of their own, and indexes that keep their nodes in a docstore."""
+"""The sinks for LlamaIndex's other vector stores, and for indexes that keep their nodes in a docstore."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -19,48 +19,48 @@ from bge_integrations.stores.kinds import find_chroma_collection, is_a
 
 
 class NodeSink(Sink):
-    """Any store with `get_nodes` and `delete_nodes`."""
+    """The sink for any vector store with `get_nodes` and `delete_nodes`."""
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the store holds of `ids`."""
+        """Return the nodes that the store holds under these ids; ids that it lacks are left out."""
         nodes = self.store.get_nodes(node_ids=ids)
         return {node.node_id: Held(node.get_content(MetadataMode.EMBED), node.metadata) for node in nodes}
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
-        """Insert nodes with their embeddings, once those that they replace are out."""
+        """Delete the nodes that are replaced, then insert the new ones with their embeddings."""
         if replaced := [entry.id for entry in entries if entry.id in held]:
             self.store.delete_nodes(node_ids=replaced)
         self.framework.add(self.store, entries, dense(embeddings))
 
 
 class SimpleSink(NodeSink):
-    """LlamaIndex's `SimpleVectorStore` by itself: vectors and metadata, no texts."""
+    """The sink for LlamaIndex's `SimpleVectorStore` alone, which keeps vectors and metadata but no texts."""
 
     lists = True
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the store holds: vectors alone."""
+        """Return up to `count` stored vectors; the texts are None."""
         return [Sample(name, None, _vector(vector)) for name, vector in islice(_simple(self.store).items(), count)]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the store holds of `ids`."""
+        """Return the metadata that the store holds under these ids; the texts are None."""
         data = self.store.data
         return {name: Held(None, data.metadata_dict.get(name, {})) for name in ids if name in data.embedding_dict}
 
-    def pages(self, source: str | None) -> Pages:  # noqa: ARG002 - whoever asks looks at the sources again
-        """Return ids and metadata of what the store holds."""
+    def pages(self, source: str | None) -> Pages:  # noqa: ARG002 - the caller checks the sources again
+        """Return the ids and metadata of all stored nodes, whatever their source."""
         data = self.store.data
         return in_pages([(name, data.metadata_dict.get(name, {})) for name in data.embedding_dict])
 
     def delete(self, ids: list[str]) -> None:
-        """Take nodes out."""
+        """Delete the nodes with these ids."""
         self.store.delete_nodes(node_ids=ids)
 
 
 class IndexSink(Sink):
-    """A `VectorStoreIndex` that keeps its nodes in its docstore, because its vector store keeps no texts.
+    """The sink for a `VectorStoreIndex` that keeps its nodes in its docstore, such as one over FAISS.
 
-    Saving it is the caller's business: `index.storage_context.persist(...)`.
+    The caller saves the index: `index.storage_context.persist(...)`.
     """
 
     takes_metadata_alone = True
@@ -69,30 +69,30 @@ class IndexSink(Sink):
     def __init__(self, index: VectorStoreIndex, framework: Framework, embedder: Embedder | None) -> None:
         super().__init__(index, framework, embedder)
         self.index = index
-        self._inside = set(index.index_struct.nodes_dict.values())  # the docstore may hold more
+        self._inside = set(index.index_struct.nodes_dict.values())  # the docstore may hold other nodes too
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the index holds; vectors, where its vector store is FAISS, Chroma or the simple one."""
-        names = dict(islice(self.index.index_struct.nodes_dict.items(), count))  # by the vector store's own ids
+        """Return up to `count` nodes; with vectors if the vector store is FAISS, Chroma or the simple one."""
+        names = dict(islice(self.index.index_struct.nodes_dict.items(), count))  # keyed by the vector store's own ids
         held, vectors = self.look_up(list(names.values())), _vectors(self.index.vector_store, list(names))
         return [
             Sample(name, held[name].text if name in held else None, vectors.get(row)) for row, name in names.items()
         ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the index holds of `ids`."""
+        """Return the nodes that the index holds under these ids; ids that it lacks are left out."""
         nodes = self.index.docstore.get_nodes([name for name in ids if name in self._inside], raise_error=False)
         return {node.node_id: Held(node.get_content(MetadataMode.EMBED), node.metadata) for node in nodes}
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
-        """Insert nodes with their embeddings, once those that they replace are out."""
+        """Delete the nodes that are replaced, then insert the new ones with their embeddings."""
         if replaced := [entry.id for entry in entries if entry.id in held]:
             self.delete(replaced)
         self.index.insert_nodes(with_vectors(entries, dense(embeddings)))
         self._inside.update(entry.id for entry in entries)
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
-        """Replace the nodes of the docstore, and their metadata beside the vectors."""
+        """Replace the nodes in the docstore, and the metadata that the vector store keeps beside their vectors."""
         self.index.docstore.add_documents([entry.document for entry in entries], allow_update=True)
         data = getattr(self.index.vector_store, "data", None)
         for entry in entries:
@@ -100,16 +100,16 @@ class IndexSink(Sink):
                 _, metadata = self.framework.row(entry)
                 data.metadata_dict[entry.id] = {key: metadata[key] for key in metadata if key != "_node_content"}
 
-    def pages(self, source: str | None) -> Pages:  # noqa: ARG002 - whoever asks looks at the sources again
-        """Return ids and metadata of what the index holds."""
+    def pages(self, source: str | None) -> Pages:  # noqa: ARG002 - the caller checks the sources again
+        """Return the ids and metadata of all nodes of the index, whatever their source."""
         nodes = self.index.docstore.get_nodes(sorted(self._inside), raise_error=False)
         return in_pages([(node.node_id, {**node.metadata, "ref_doc_id": node.ref_doc_id}) for node in nodes])
 
     def delete(self, ids: list[str]) -> None:
-        """Take nodes out.
+        """Delete the nodes with these ids.
 
         Raises:
-            NotImplementedError: The index's vector store cannot (FAISS).
+            NotImplementedError: The index's vector store cannot delete (FAISS).
         """
         try:
             self.index.delete_nodes(ids, delete_from_docstore=True)
@@ -122,7 +122,7 @@ class IndexSink(Sink):
 
 
 def _vectors(store: Any, rows: list[str]) -> dict[str, NDArray[np.float32]]:
-    """The vectors that a vector store keeps under its own ids, where it can be asked for them."""
+    """Return the vectors that a vector store keeps under its own ids; {} if it cannot be asked for them."""
     if is_a(store, "SimpleVectorStore"):
         return {row: _vector(_simple(store)[row]) for row in rows if row in _simple(store)}
     if is_a(store, "FaissVectorStore"):

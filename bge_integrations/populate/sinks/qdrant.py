@@ -1,4 +1,4 @@
-"""Qdrant behind LangChain's or LlamaIndex's `QdrantVectorStore`."""
+"""The sink for Qdrant collections behind LangChain's or LlamaIndex's `QdrantVectorStore`."""
 
 import sys
 import uuid
@@ -20,18 +20,18 @@ from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.stores.kinds import HASH_KEY
 
 ID_KEY = "bge_integrations:id"
-"""The metadata key of a caller's own id that Qdrant does not take."""
+"""The metadata key that keeps a document's own id if Qdrant does not take it as an id."""
 
 
 class QdrantSink(Sink):
-    """A Qdrant collection.
+    """The sink for a Qdrant collection.
 
     Qdrant takes UUIDs and whole numbers as ids. A document without an id of its own gets the first half of its hash as
-    a UUID; another id becomes the UUID (version 5) of its text, and is kept in the metadata.
+    a UUID. An id that is no UUID is replaced by a UUID (version 5) made from it, and kept in the metadata.
 
     Args:
-        text_key: The payload's key of the text, where metadata have a key of their own.
-        metadata_key: The payload's key of the metadata; None where the payload is the metadata.
+        text_key: The payload's key of the text; None if the text is part of the metadata.
+        metadata_key: The payload's key of the metadata; None if the payload is the metadata.
     """
 
     takes_metadata_alone = True
@@ -55,7 +55,7 @@ class QdrantSink(Sink):
             self.max_writers = sys.maxsize
 
     def identify(self, document: Any, position: int) -> Entry:
-        """Give a document the identity under which Qdrant keeps it."""
+        """Read a document into an `Entry`, with the UUID under which Qdrant keeps it."""
         entry = super().identify(document, position)
         if entry.content_hash is None:
             changes, document_id = {HASH_KEY: entry.id}, str(uuid.UUID(entry.id[:32]))
@@ -68,11 +68,11 @@ class QdrantSink(Sink):
 
     @property
     def normalises(self) -> bool:
-        """Whether vectors get the length 1: with Qdrant's cosine distance."""
+        """Whether the store scales vectors to length 1, as Qdrant does for the cosine distance."""
         return self.client.collection_exists(self.name) and self._params.distance == models.Distance.COSINE
 
     def sample(self, count: int) -> list[Sample]:
-        """Return some of what the collection holds."""
+        """Return up to `count` documents with their vectors; [] if there is no collection."""
         if not self.client.collection_exists(self.name):
             return []
         points, _ = self.client.scroll(self.name, limit=count, with_payload=True, with_vectors=True)
@@ -82,7 +82,7 @@ class QdrantSink(Sink):
         ]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the collection holds of `ids`."""
+        """Return the documents that the collection holds under these ids; ids that it lacks are left out."""
         if not self.client.collection_exists(self.name):
             return {}
         found = self.client.retrieve(self.name, ids=ids, with_payload=True)
@@ -92,14 +92,14 @@ class QdrantSink(Sink):
         """Insert or replace documents with their embeddings.
 
         Raises:
-            LookupError: There is no such collection, and LangChain's store does not make one.
+            LookupError: The collection does not exist, and LangChain's store does not create it.
         """
         if not self.client.collection_exists(self.name):
             self._create(entries, embeddings)
         self.framework.add(self.store, entries, None if embeddings is None else dense(embeddings))
 
     def update_metadata(self, entries: list[Entry], held: Mapping[str, Held]) -> None:  # noqa: ARG002
-        """Replace metadata."""
+        """Replace the metadata of stored documents."""
         operations: list[models.UpdateOperation] = []
         for entry in entries:
             _, metadata = self.framework.row(entry, with_text=True)
@@ -112,7 +112,7 @@ class QdrantSink(Sink):
         self.client.batch_update_points(self.name, update_operations=operations)
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and metadata of what the collection holds of a source, or of all with None."""
+        """Return the ids and metadata of the stored documents of a source, or of all if it is None."""
         where = self._of(source) if source is not None else None
         offset = None
         while self.client.collection_exists(self.name):
@@ -122,12 +122,12 @@ class QdrantSink(Sink):
                 return
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out."""
+        """Delete the documents with these ids."""
         if self.client.collection_exists(self.name):
             self.client.delete(self.name, points_selector=list(ids))
 
     def _create(self, entries: list[Entry], embeddings: Any) -> None:
-        """Make the collection as the store does; LlamaIndex's remembers one that has been deleted since."""
+        """Create the collection through LlamaIndex's store, which does not notice when its collection is deleted."""
         if not hasattr(self.store, "_create_collection"):
             raise LookupError(
                 f"There is no Qdrant collection {self.name!r} for {len(entries)} documents. Make it, with "
@@ -142,7 +142,7 @@ class QdrantSink(Sink):
 
     @property
     def _params(self) -> Any:
-        """The settings of the dense vectors, which have a name or are the only ones."""
+        """Qdrant's settings for the dense vectors, which have a name or are the only ones."""
         params = self.client.get_collection(self.name).config.params.vectors
         return params.get(self._vector_name) if isinstance(params, dict) else params
 
@@ -164,7 +164,7 @@ class QdrantSink(Sink):
 
 
 def is_local(client: QdrantClient) -> bool:
-    """Whether a client keeps the collection in its own process, where one thread may write."""
+    """Return whether a client keeps the collection in this process, where only one thread may write."""
     return type(client._client).__name__ == "QdrantLocal"  # noqa: SLF001 - a client has no public way to tell
 
 

@@ -1,4 +1,4 @@
-"""Stores that cannot tell what they hold; a record beside them does."""
+"""The sink for stores that cannot be asked what they hold; a record beside them remembers it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ from bge_integrations.stores.kinds import HASH_KEY, is_a
 
 
 class RecordedSink(Sink):
-    """A store of LangChain or LlamaIndex with a record.
+    """The sink for a store of LangChain or LlamaIndex, with a record of what it holds.
 
     Raises:
-        ValueError: The record is of another store, or this one has been emptied: it does not find the document that it
-            got last.
+        ValueError: The record belongs to another store, or this one has been emptied: it does not find the document
+            that was written last.
     """
 
     lists = True
@@ -37,17 +37,17 @@ class RecordedSink(Sink):
             )
 
     def read_fingerprint(self) -> str | None:
-        """Return the fingerprint that is kept in the record."""
+        """Return the fingerprint of the record, else the one kept with the store; None if there is none."""
         kept = self.record.fact("fingerprint")
         return kept if isinstance(kept, str) else super().read_fingerprint()
 
     def write_fingerprint(self, fingerprint: str) -> None:
-        """Keep a fingerprint in the record, and with the store."""
+        """Write a fingerprint to the record and to the store."""
         self.record.note("fingerprint", fingerprint)
         super().write_fingerprint(fingerprint)
 
     def sample(self, count: int) -> list[Sample]:  # noqa: ARG002 - the record has one
-        """Return what was written last."""
+        """Return the document that was written last; [] if there is none."""
         last = self.record.fact("last")
         if last is None:
             return []
@@ -55,11 +55,11 @@ class RecordedSink(Sink):
         return [Sample(last["id"], last["text"], vector)]
 
     def look_up(self, ids: list[str]) -> dict[str, Held]:
-        """Return what the record has of `ids`."""
+        """Return the recorded documents under these ids; the texts are None."""
         return {row.id: Held(None, {HASH_KEY: row.hash}) for row in self.record.find(ids)}
 
     def write(self, entries: list[Entry], embeddings: Any, held: Mapping[str, Held]) -> None:
-        """Insert documents with their embeddings, once those that they replace are out; then note them."""
+        """Delete the documents that are replaced, insert the new ones with their embeddings, and record them."""
         if replaced := [entry.id for entry in entries if entry.id in held]:
             self.delete(replaced)
         vectors = None if embeddings is None else dense(embeddings)
@@ -71,16 +71,16 @@ class RecordedSink(Sink):
         self.record.note("last", {"id": str(stored[-1]), "text": entries[-1].text, "vector": vector})
 
     def pages(self, source: str | None) -> Pages:
-        """Return ids and sources of what the store holds of a source, or of all with None."""
+        """Return the ids and sources of the recorded documents of a source, or of all if it is None."""
         key = self.framework.source_keys[0]
         for rows in self.record.all(source, PAGE):
             yield [(row.id, {HASH_KEY: row.hash} | ({key: row.source} if row.source else {})) for row in rows]
 
     def delete(self, ids: list[str]) -> None:
-        """Take documents out.
+        """Delete the documents with these ids from the store and from the record.
 
         Raises:
-            NotImplementedError: The store cannot.
+            NotImplementedError: The store cannot delete.
         """
         rows = self.record.find(ids)
         stored = [row.stored for row in rows]
@@ -111,4 +111,4 @@ class RecordedSink(Sink):
 
 
 _NEAREST = 10
-"""Documents to look for one that must be there; more than one, for texts may be there several times."""
+"""How many of the nearest documents are searched for the last one, whose text may be stored several times."""
