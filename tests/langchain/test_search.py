@@ -165,7 +165,11 @@ def _nearest(rerank: BgeRerank) -> BaseDocumentCompressor:
     return EmbeddingsFilter(embeddings=DeterministicFakeEmbedding(size=8), k=7)
 
 
-@pytest.mark.parametrize(("make", "alone", "most"), [(_encoder, 3, 12), (_pipeline, 5, 5), (_nearest, 7, 7)], ids=str)
+@pytest.mark.parametrize(
+    ("make", "alone", "most"),
+    [(_encoder, 3, 12), (_pipeline, 5, 5), (_nearest, 7, 7)],
+    ids=["cross-encoder", "pipeline", "embeddings"],
+)
 async def test_any_compressor_reranks(
     memory: InMemoryVectorStore, rerank: BgeRerank, make: Any, alone: int, most: int
 ) -> None:

@@ -155,7 +155,7 @@ def lease():
 
     def lease(cache, folder):
         (key,) = [resident.key for resident in cache._residents.loaded() if resident.key.model == str(folder)]
-        return cache._residents.lease_if_ready(key)
+        return cache._residents.lease_if_ready(key, "the test")
 
     return lease
 
@@ -170,7 +170,7 @@ def test_a_model_that_fits_beside_all_waits_for_no_other(make, folders, size, th
     until(lambda: leased.leaving)
     assert threads.submit(small.encode_documents, ["a"]).result(30).shape == (1, 32)
     assert not waiting.done()
-    cache._residents.release(leased)
+    cache._residents.release(leased, "the test")
     assert waiting.result(30).shape == (1, 32)
     assert set(models(cache)) == {str(folders[1]), str(folders[2])}
 
@@ -183,12 +183,12 @@ def test_a_model_that_was_to_leave_stays_where_room_comes_otherwise(make, folder
     leased, other = lease(cache, folders[0]), lease(cache, folders[1])
     waiting = threads.submit(newcomer.encode_documents, ["a"])
     until(lambda: leased.leaving)
-    cache._residents.release(other)
+    cache._residents.release(other, "the test")
     assert cache.unload(str(folders[1])) == 1
     assert waiting.result(30).shape == (1, 32)
     assert not leased.leaving
     assert (threads.submit(first.encode_documents, ["a"]).result(30) == before).all()
-    cache._residents.release(leased)
+    cache._residents.release(leased, "the test")
     assert (cache.stats()["loads"], cache.stats()["evictions"]) == (3, 0)
 
 
