@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from time import monotonic, sleep  # Python's own, also where gevent replaces them after this import
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ _FORK_SECONDS = 2.0
 _Lock = threading.Lock
 _threads: set["PackageThread"] = set()
 _locks: "weakref.WeakSet[ForkSafeLock]" = weakref.WeakSet()
+_ended: deque[int] = deque(maxlen=64)
+"""The system's ids of this package's threads that have finished last; some may still be on their way out."""
 _late: list[tuple["Future[Any]", Any, BaseException | None]] = []
 _ENDED = (
     "The interpreter is ending, and the model's threads have ended already. Exit hooks run in reverse order: register "
@@ -68,6 +71,7 @@ class PackageThread(threading.Thread):
         finally:
             self.finished.set()
             _threads.discard(self)
+            _ended.append(threading.get_native_id())
             if ending.is_set():
                 _answer_late()
 
@@ -268,9 +272,17 @@ def _answer_late() -> None:
 
 
 def hold_devices() -> None:
-    """Wait before a fork, though not for ever, until no forward runs, and let none begin."""
+    """Wait before a fork, though not for ever, until no forward runs, and let none begin.
+
+    Wait for finished threads to be gone, too: each hands memory back to Intel's MKL on its way out, under a lock that a
+    child forked at that moment would find held for ever.
+    """
     deadline = monotonic() + _FORK_SECONDS
     _forking.held = [lock for lock in list(_devices.values()) if lock.acquire(max(0.0, deadline - monotonic()))]
+    while _ended:
+        thread = _ended.popleft()
+        while Path(f"/proc/self/task/{thread}").exists() and monotonic() < deadline:
+            sleep(0.001)
 
 
 def let_devices_go() -> None:
@@ -284,6 +296,7 @@ def renew_locks() -> None:
     for lock in list(_locks):
         lock.renew()
     _devices.clear()
+    _ended.clear()
 
 
 os.register_at_fork(before=hold_devices, after_in_parent=let_devices_go, after_in_child=renew_locks)

@@ -1,6 +1,8 @@
 """Forwards on one device take turns, in the order in which they asked."""
 
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,35 @@ def test_a_fork_does_not_wait_for_ever(monkeypatch):
         process.let_devices_go()
         assert lock._held
     assert not lock._held
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems say nothing of a thread that has finished")
+def test_a_fork_waits_for_threads_on_their_way_out():
+    go, order = threading.Event(), []
+
+    def fork():
+        process.hold_devices()
+        order.append("fork")
+        process.let_devices_go()
+
+    leaving, forking = threading.Thread(target=go.wait), threading.Thread(target=fork)
+    leaving.start()
+    process._ended.append(leaving.native_id)
+    forking.start()
+    order.append("the thread goes")
+    go.set()
+    forking.join()
+    assert order == ["the thread goes", "fork"]
+    assert not Path(f"/proc/self/task/{leaving.native_id}").exists()
+
+
+def test_a_finished_thread_is_remembered_until_a_fork(eventually):
+    process.hold_devices()
+    process.let_devices_go()
+    thread = process.PackageThread("bge-test", lambda: None)
+    thread.start()
+    thread.join()
+    assert thread.native_id in process._ended
+    process.hold_devices()
+    process.let_devices_go()
+    assert thread.native_id not in process._ended

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -22,10 +23,11 @@ results = []
 def child(moment, encode=embedder.encode_documents, leave=os._exit):
     """Encodes in a forked child that says where it is after 20 s, and that the system kills after 30 s."""
     reader, writer = os.pipe()
+    trace = tempfile.TemporaryFile("w+")  # noqa: SIM115  the child writes to it, too
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)
-        faulthandler.dump_traceback_later(20)
+        faulthandler.dump_traceback_later(20, file=trace)
         began = time.monotonic()
         try:
             said = encode(TEXTS).tolist()
@@ -39,7 +41,9 @@ def child(moment, encode=embedder.encode_documents, leave=os._exit):
         answer = stream.read()
     _, status = os.waitpid(pid, 0)
     said, seconds = json.loads(answer) if answer else ("nothing", 0.0)
-    results.append({"moment": moment, "status": status, "seconds": seconds, "said": said})
+    trace.seek(0)
+    results.append({"moment": moment, "status": status, "seconds": seconds, "said": said, "trace": trace.read()})
+    trace.close()
 
 
 def fork_during_the_first_load():
@@ -78,10 +82,14 @@ child("after encoding")
 fork_while_threads_encode()
 with multiprocessing.get_context("fork").Pool(2) as pool:
     parts = pool.map(embedder.encode_documents, [TEXTS] * 3, chunksize=1)
-results += [{"moment": "in a pool", "status": 0, "seconds": 0.0, "said": vectors.tolist()} for vectors in parts]
+results += [
+    {"moment": "in a pool", "status": 0, "seconds": 0.0, "said": vectors.tolist(), "trace": ""} for vectors in parts
+]
 other = BgeEmbedder(folder, device="cpu", cache=ModelCache())
 other.encode_documents(TEXTS)
 del other
-default_cache().clear()
-child("after everything is unloaded")
+for _ in range(4):
+    embedder.encode_documents(TEXTS)
+    default_cache().clear()
+    child("after everything is unloaded")  # the threads that computed are on their way out
 print(json.dumps({"parent": embedder.encode_documents(TEXTS).tolist(), "children": results}))
