@@ -25,6 +25,8 @@ GRACE_SECONDS = 1.0
 """Seconds for which calls that the interpreter's end cut short get no answer: most waiting threads die meanwhile."""
 _STOP_SECONDS = 1.5
 """Seconds that the end of the process waits for this package's threads."""
+_TEAM_SECONDS = 0.05
+"""Seconds that a fork gives the threads that OpenMP had started for a thread that has finished: they go with it."""
 _FORK_SECONDS = 2.0
 """Seconds that a fork waits for running forwards."""
 
@@ -279,6 +281,8 @@ def hold_devices() -> None:
     """
     deadline = monotonic() + _FORK_SECONDS
     _forking.held = [lock for lock in list(_devices.values()) if lock.acquire(max(0.0, deadline - monotonic()))]
+    if _ended:
+        sleep(_TEAM_SECONDS)
     while _ended:
         thread = _ended.popleft()
         while Path(f"/proc/self/task/{thread}").exists() and monotonic() < deadline:
