@@ -108,7 +108,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
     @property
     def dim(self) -> int:
         """The length of a dense vector."""
-        if self._row and self._row.id == self.model and self._row.dim and self._path is None:
+        if self._row and self._row.id == self.model and self._row.dim and self._sources[0].path is None:
             return self._row.dim
         return self._text_plan("document").dim
 

@@ -14,6 +14,10 @@ from bge_integrations.export.subject import Subject
 
 LARGEST_FILE = 1_900_000_000
 """At most this many bytes of weights go into the .onnx file itself, whose format ends at 2 GB."""
+_BLOCK = 16
+"""This many weights share a scale: it is the smallest block that ONNX Runtime takes, and the most exact."""
+_INT8_ACTIVATIONS = 4
+"""ONNX Runtime's accuracy level for int8: it computes in int8 where it has the code for that, else in float32."""
 
 
 def write_graph(subject: Subject, inputs: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -77,11 +81,6 @@ def _quiet() -> Iterator[None]:
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
-
-_BLOCK = 16
-"""This many weights share a scale: it is the smallest block that ONNX Runtime takes, and the most exact."""
-_INT8_ACTIVATIONS = 4
-"""ONNX Runtime's accuracy level for int8: it computes in int8 where it has the code for that, else in float32."""
 
 
 def write_quantized(file: Path, target: Path) -> None:

@@ -56,10 +56,9 @@ class TokenBatch:
     cu_seqlens: IntArray
 
     @classmethod
-    def of(cls, texts: Iterable["Item | Encoding"]) -> "TokenBatch":
+    def of(cls, encodings: Iterable[Encoding]) -> "TokenBatch":
         ids, types, ends = list[IntArray](), list[IntArray](), [0]
-        for text in texts:
-            encoding = text.encoding if isinstance(text, Item) else text
+        for encoding in encodings:
             ids.append(encoding.ids)
             ends.append(ends[-1] + len(encoding.ids))
             if encoding.types is not None:

@@ -352,7 +352,7 @@ class Queue:
             call.put_back([items[i] for i in chosen])
 
     def _forward(self, items: Sequence[Item], *, exact: bool = False) -> Rows | Launched:
-        batch = TokenBatch.of(items)
+        batch = TokenBatch.of(map(attrgetter("encoding"), items))
         with self._device:
             return self._backend.run(batch, items[0].call.head, exact=exact)
 

@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.errors import FingerprintMismatchError
-from bge_integrations.langchain.documents import identity_of, searches, texts_of, with_scores
 from bge_integrations.langchain.fields import Live, Weight
+from bge_integrations.langchain.retrieval import identity_of, searches, texts_of, with_scores
 from bge_integrations.stores.fingerprint import check_fingerprint, write_fingerprint
 from bge_integrations.stores.fusion import reciprocal_rank_fusion, relative_score_fusion, without_duplicates
 from bge_integrations.stores.kinds import find_chroma_collection

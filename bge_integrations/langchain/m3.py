@@ -10,8 +10,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, FiniteFloat, model_validator
 
 from bge_integrations.embed.m3 import OUTPUTS, RERANKED_AT_ONCE, BgeM3Embedder, single_scores
-from bge_integrations.langchain.documents import texts_of, with_scores
 from bge_integrations.langchain.fields import LangChainModel, ModelName, Weight
+from bge_integrations.langchain.retrieval import texts_of, with_scores
 from bge_integrations.types import M3Embeddings
 
 

@@ -9,8 +9,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field, model_validator
 
 from bge_integrations._fields import RerankerFields
-from bge_integrations.langchain.documents import with_scores
 from bge_integrations.langchain.fields import LangChainModel
+from bge_integrations.langchain.retrieval import with_scores
 from bge_integrations.rerank.reranker import BgeReranker
 from bge_integrations.types import RerankResult
 

@@ -11,8 +11,8 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, model_validator
 
 from bge_integrations.embed.embedder import BgeEmbedder
-from bge_integrations.langchain.documents import distinct, searches, takes_arguments, with_scores
 from bge_integrations.langchain.fields import Live
+from bge_integrations.langchain.retrieval import distinct, searches, takes_arguments, with_scores
 from bge_integrations.stores.fingerprint import check_fingerprint, read_fingerprint
 
 _FETCH_K = 50

@@ -15,6 +15,11 @@ from bge_integrations._fields import MODEL_NAMES, ModelFields, PathText, path_te
 _FOLDER_STATE = "folder_state"
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_Embedding = TypeVar("_Embedding")
+_TEXTS = 256
+"""Texts per batch: the framework validates its vectors on the event loop, 3 ms for this many of 1,024 numbers."""
+_BATCHES = 8
+"""Batches under way at a time, so that the engine has enough to choose from."""
 
 
 class BgeComponent(ModelFields, BaseComponent):
@@ -81,14 +86,6 @@ def _with_one_model(data: Mapping[str, Any], field: str, *positional: Any) -> di
     if any(value != given[0] for value in given):
         raise ValueError(f"The model was given as {' and as '.join(map(repr, given))}: give it once.")
     return {**{name: value for name, value in data.items() if name not in MODEL_NAMES}, field: given[0]}
-
-
-_Embedding = TypeVar("_Embedding")
-
-_TEXTS = 256
-"""Texts per batch: the framework validates its vectors on the event loop, 3 ms for this many of 1,024 numbers."""
-_BATCHES = 8
-"""Batches under way at a time, so that the engine has enough to choose from."""
 
 
 async def in_batches(

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from bge_integrations.stores.kinds import HASH_KEY, SCORE_KEYS, is_a
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_AHEAD = 2
+"""How many blocks of an asynchronous source may wait to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,6 @@ def hashable_metadata(metadata: Mapping[Any, Any]) -> dict[Any, Any]:
 def is_ours(document_id: str, metadata: Mapping[str, Any]) -> bool:
     """Return whether populate has written this document into the store."""
     return bool(metadata.get(HASH_KEY)) or _DIGEST.fullmatch(document_id) is not None
-
-
-_AHEAD = 2
-"""How many blocks of an asynchronous source may wait to be read."""
 
 
 class Loader(Protocol):

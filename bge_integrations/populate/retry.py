@@ -47,6 +47,15 @@ _BROKEN = ("InternalError",)
 """Names of error classes which mean that the store itself is broken, as does an HTTP status from 500 on."""
 _ENDS = (MemoryError, ImportError, NotImplementedError, CancelledError)
 _OUR_MODELS_REFUSALS = (InputTooLongError, NonFiniteError)
+Refused = tuple[Entry, Exception]
+"""A document that was refused, and the error."""
+Good = Callable[[Callable[[], bool]], bool]
+"""A function that tries something known to be good: it returns True if that was taken, and raises if it was refused.
+Its argument is a function that tries a few documents spread over the batch and returns whether one was taken."""
+ENOUGH = 8
+"""How many documents are tried alone before it is assumed that none will be taken."""
+_IDS = 20
+"""The most ids that an error names."""
 
 
 @contextmanager
@@ -108,18 +117,6 @@ def _is_unavailable(error: BaseException) -> bool:
         return False
     state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
     return state[:2] in _UNAVAILABLE if state else is_a(driver, "OperationalError", "InterfaceError")
-
-
-Refused = tuple[Entry, Exception]
-"""A document that was refused, and the error."""
-Good = Callable[[Callable[[], bool]], bool]
-"""A function that tries something known to be good: it returns True if that was taken, and raises if it was refused.
-Its argument is a function that tries a few documents spread over the batch and returns whether one was taken."""
-
-ENOUGH = 8
-"""How many documents are tried alone before it is assumed that none will be taken."""
-_IDS = 20
-"""The most ids that an error names."""
 
 
 class Halving:

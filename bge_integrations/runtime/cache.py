@@ -169,13 +169,19 @@ class ModelCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return _cache_named, (self.name, self.budget, self.max_waiting)
 
-    def abandon(self) -> None:
-        """Begin anew in a forked child: the parent's models are neither used nor freed there."""
-        _abandoned.append(self._residents.abandon())
+    def abandon(self) -> bool:
+        """Begin anew in a forked child: the parent's models are neither used nor freed there.
+
+        Returns:
+            Whether there were any.
+        """
+        left = self._residents.abandon()
+        _abandoned.append(left)
         self._known.clear()
         self._missed.clear()
         self._loaders.clear()
         self._lock, self._folders = threading.Lock(), FolderWatch()
+        return bool(left)
 
     def _current(self, source: ModelSource) -> Resolved | None:
         """Return the model that `source` is known to name; None if none is known, or if its folder has changed since.
@@ -310,9 +316,9 @@ def _at_exit() -> None:
 def _after_fork_in_child() -> None:
     if any(cache._loaders for cache in list(_caches.values())):  # noqa: SLF001
         note_fork_during_load()
-    for cache in list(_caches.values()):
-        cache.abandon()
-    loader.compute_single_threaded_after_fork()
+    left = [cache.abandon() for cache in list(_caches.values())]
+    if any(left):
+        loader.single_threaded_from_now_on()
 
 
 atexit.register(_at_exit)  # before weakref's own hook, which the first cache registers: finalizers may still call

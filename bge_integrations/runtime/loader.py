@@ -3,7 +3,6 @@
 import functools
 import gc
 import logging
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,21 +30,18 @@ logger = logging.getLogger(__name__)
 _one_load = ForkSafeLock()
 """transformers patches its own globals while it loads, so models load one after the other."""
 
-_has_loaded = threading.Event()
-
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments that make transformers report tensors that are missing or misshapen, for `_refuse_missing` to refuse."""
 
 
-def compute_single_threaded_after_fork() -> None:
-    """Limit torch to one thread in a forked child of a process that had loaded a model, even if it has none any more.
+def single_threaded_from_now_on() -> None:
+    """Limit torch to one thread in a forked child of a process with a loaded model.
 
     OpenMP's threads do not exist in the child, and waiting for them would never end.
     """
-    if _has_loaded.is_set():
-        import torch
+    import torch
 
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def load(resolved: Resolved, max_waiting: int) -> Engine:
@@ -58,7 +54,6 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
     """
     key = resolved.key
     started = time.perf_counter()
-    _has_loaded.set()
     with _one_load, _quiet(), _explained(resolved.folder):
         tokenizer = load_tokenizer(resolved)
         texts = text_tokenizer(tokenizer, resolved.folder)

@@ -8,7 +8,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 AGAIN = "Download or save the folder again."
-_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
+VECTOR, _TOKENS = "sentence_embedding", "token_embeddings"
+_CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}
+"""The settings files of modules that have no config.json."""
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""The older notation of a Pooling module's modes, in the order in which their vectors are joined."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -32,26 +44,12 @@ def read_json(path: Path) -> Any:
         ValueError: The file is a pointer of Git LFS, or is not JSON in UTF-8.
     """
     content = path.read_bytes()
-    if content.startswith(_POINTER):
+    if content.startswith(LFS_POINTER):
         raise ValueError(f"{path} is a pointer of Git LFS, not the file itself. Get the files with `git lfs pull`.")
     try:
         return json.loads(content.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON in UTF-8 ({error}). {AGAIN}") from error
-
-
-VECTOR, _TOKENS = "sentence_embedding", "token_embeddings"
-_CONFIG_OF = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json"}
-"""The settings files of modules that have no config.json."""
-POOLING_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-"""The older notation of a Pooling module's modes, in the order in which their vectors are joined."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property, partial
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -29,8 +29,8 @@ T = TypeVar("T")
 OnTruncate = Literal["warn", "raise", "ignore"]
 BackendName = Literal["auto", "torch", "openvino", "sentence_transformers"]
 
-_MADE_ONCE = ("_sources", "_options")
-"""Attributes that are made once from the arguments; they are made anew after an argument is set."""
+_OF_THE_MODEL = frozenset(field.name for field in fields(ModelSource))
+"""Arguments that say which model runs, and where."""
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -69,38 +69,33 @@ class ModelUser:
         self.backend = _one_of("backend", self.backend, get_args(BackendName))
         devices = normalize_devices(self.device)
         self.device = devices[0] if len(devices) == 1 else devices
-        self.dtype = _dtype_of(self.dtype, self.backend)
+        self.dtype = dtype = _dtype_of(self.dtype, self.backend)
         self.max_batch_tokens = optional_positive("max_batch_tokens", self.max_batch_tokens)
         self.cache_folder = None if self.cache_folder is None else str(self.cache_folder)
         check_name(self.model)
         self._row = self._find_row()
         if self._row:
             check_kind(self._row, self.kind)
-        self._path, self._cache_path = named_folder(self.model), _absolute(self.cache_folder)
+        source = ModelSource(
+            model=self.model, kind=self.kind, path=named_folder(self.model), revision=self.revision,
+            backend=self.backend, dtype=dtype, like=self.like, cache_folder=_absolute(self.cache_folder),
+            token=self.token, local_files_only=self.local_files_only, trust_remote_code=self.trust_remote_code,
+            pooling_optional=self.pooling_optional,
+        )  # fmt: skip
+        self._sources = [replace(source, device=device) for device in devices]
 
     if not TYPE_CHECKING:  # type checkers take any attribute of a class that has this method
 
         def __setattr__(self, name: str, value: object) -> None:
+            if name in _OF_THE_MODEL and "_sources" in self.__dict__:
+                raise AttributeError(
+                    f"{name} says which model {self!r} runs, or where, so it can't change. Make another."
+                )
             object.__setattr__(self, name, value)
-            for made in _MADE_ONCE:
-                self.__dict__.pop(made, None)
+            self.__dict__.pop("_options", None)  # they are made anew, of what the arguments are now
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
-
-    @cached_property
-    def _sources(self) -> list[ModelSource]:
-        """The model as the cache is asked for it, once for each device."""
-        devices = self.device if isinstance(self.device, tuple) else (self.device,)
-        return [
-            ModelSource(
-                model=self.model, kind=self.kind, path=self._path, revision=self.revision, backend=self.backend,
-                device=device, dtype=normalize_dtype(self.dtype), like=self.like, cache_folder=self._cache_path,
-                token=self.token, local_files_only=self.local_files_only, trust_remote_code=self.trust_remote_code,
-                pooling_optional=self.pooling_optional,
-            )
-            for device in devices
-        ]  # fmt: skip
 
     def _find_row(self) -> ModelSpec | None:
         """Return the catalogue's row where the name, or `like`, alone tells it; else None."""

@@ -10,9 +10,17 @@ from typing import Any
 
 from bge_integrations.errors import MissingWeightsError
 from bge_integrations.runtime.folder import Folder
+from bge_integrations.runtime.modules import AGAIN, LFS_POINTER
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+)  # fmt: skip
+_OTHERS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.index.json")
+_VOCABULARIES = ("*.txt", "*.model")
+"""Patterns of the files that a tokenizer is made of where there is no tokenizer.json."""
+_VOCABULARIES_OF_ANY_KIND = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe")
 
 
 def loaded_bytes(files: Iterable[Path], dtype: str) -> int:
@@ -51,22 +59,11 @@ def _safetensors_bytes(file: Path, dtype: str) -> int:
     )
 
 
-_POINTER = b"version https://git-lfs"
-_AGAIN = "Download or save the folder again."
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-)  # fmt: skip
-_OTHERS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.index.json")
-_VOCABULARIES = ("*.txt", "*.model")
-"""Patterns of the files that a tokenizer is made of where there is no tokenizer.json."""
-_VOCABULARIES_OF_ANY_KIND = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe")
-
-
 def refuse_pointers(files: Iterable[Path]) -> None:
     """Raise `MissingWeightsError` for a file that Git LFS has not fetched yet."""
     for file in files:
         with file.open("rb") as stream:
-            is_pointer = stream.read(len(_POINTER)) == _POINTER
+            is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
         if is_pointer:
             raise MissingWeightsError(
                 f"{file} is a Git LFS pointer, not the file that it stands for. Run `git lfs pull` in the folder, or "
@@ -109,7 +106,7 @@ def refuse_damaged(folder: Folder) -> None:
                 "a copy with safetensors."
             ) from error
         except Exception as error:
-            problem = f"{file} is damaged ({type(error).__name__}: {error!s:.300}). {_AGAIN}"
+            problem = f"{file} is damaged ({type(error).__name__}: {error!s:.300}). {AGAIN}"
             raise (ValueError if file.suffix in (".json", ".txt") else MissingWeightsError)(problem) from error
 
 

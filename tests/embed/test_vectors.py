@@ -150,3 +150,11 @@ def test_an_argument_that_is_set_later_counts_from_then_on(bert_embedder, cache)
     embedder.query_instruction = "Find: "
     np.testing.assert_array_equal(embedder.encode_queries(["a"]), prompted.encode_queries(["a"]))
     assert cache.stats()["loads"] == 1
+
+
+@pytest.mark.parametrize("name", ["model", "device", "dtype", "backend", "cache_folder", "like", "token"])
+def test_an_argument_that_names_the_model_cannot_be_set_later(name, bert_embedder, cache):
+    embedder = BgeEmbedder(str(bert_embedder), device="cpu", cache=cache)
+    with pytest.raises(AttributeError, match=f"{name} says which model .* Make another"):
+        setattr(embedder, name, None)
+    assert embedder.encode_queries(["a"]).shape == (1, 32)

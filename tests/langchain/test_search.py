@@ -19,7 +19,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from bge_integrations import ModelCache
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.langchain import BgeCrossEncoder, BgeEmbeddings, BgeRerank, HybridRetriever, RerankingRetriever
-from bge_integrations.langchain.documents import searches
+from bge_integrations.langchain.retrieval import searches
 from bge_integrations.stores.sparse_index import SparseIndex
 
 QUERY = "Tell me of the panda"

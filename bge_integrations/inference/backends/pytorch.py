@@ -53,7 +53,7 @@ class ModuleBackend(ABC):
                 rows = self.rows(model, batch, head)
                 if not isinstance(rows, torch.Tensor):
                     return rows
-                return Launched(HostCopy(rows).wait) if rows.is_cuda else rows.float().numpy()
+                return Launched(HostCopy(rows).wait) if rows.is_cuda else rows.float().cpu().numpy()
         except torch.OutOfMemoryError as error:
             message = str(error)
         # This stands outside the handler, whose traceback would keep the forward's tensors alive.

@@ -1,4 +1,4 @@
-"""Helpers for LangChain's documents: scores in their metadata, duplicates, and the arguments of searches."""
+"""Helpers that LangChain's retrievers and rerankers share: scores in metadata, duplicates, arguments of searches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -13,6 +13,11 @@ from langchain_core.vectorstores import VectorStore
 
 from bge_integrations.stores.fusion import Identity, without_duplicates
 from bge_integrations.stores.kinds import SCORE_KEYS
+
+_LOOKED_AT = 5
+"""How many documents a store looks at for each that it returns; LangChain's own defaults are 20 and 4."""
+_WIDER = 10
+"""How many times more documents the next search looks at."""
 
 
 class ScoredMetadata(dict[str, Any]):
@@ -53,13 +58,6 @@ def texts_of(documents: Sequence[Document]) -> list[str]:
 
 def _without_scores(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in SCORE_KEYS}
-
-
-_LOOKED_AT = 5
-"""How many documents a store looks at for each that it returns; LangChain's own defaults are 20 and 4."""
-
-_WIDER = 10
-"""How many times more documents the next search looks at."""
 
 
 def searches(store: VectorStore, k: int, given: Mapping[str, Any], *, mmr: bool = False) -> Iterator[dict[str, Any]]:
