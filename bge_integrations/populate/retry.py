@@ -41,8 +41,11 @@ _ABOUT_CONTENT = (400, 413, 414, 422)
 """HTTP statuses that may be due to what was sent; others, such as 401, are due to the sender or to the server."""
 _UNAVAILABLE = ("08", "40", "53", "55", "57")
 """SQLSTATE classes: connection, a conflict rolled back, lack of resources, locks, an operator's action (a restart)."""
-_OVERTAKEN = re.compile("[Ii]ncompatible transaction|[Cc]ommit conflict|[Tt]oo many concurrent writ")
-"""The messages of LanceDB when another writer's commit came first; it has no error class for that."""
+_OVERTAKEN = re.compile(
+    "[Ii]ncompatible transaction|[Cc]ommit conflict|[Tt]oo many concurrent writ|segment reader: Nothing found"
+)
+"""The messages of stores when another writer came first, for which they have no error class: LanceDB's after its
+commit, and Chroma's while it writes the first vectors of a collection (for some 50 ms, seen with 1.5.9)."""
 _BROKEN = ("InternalError",)
 """Names of error classes which mean that the store itself is broken, as does an HTTP status from 500 on."""
 _ENDS = (MemoryError, ImportError, NotImplementedError, CancelledError)
@@ -81,7 +84,7 @@ def patiently(work: Callable[[], T]) -> T:
             raise CancelledError
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_away),
+        retry=tenacity.retry_if_exception(is_away),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
         sleep=pause,
         stop=tenacity.stop_any(tenacity.stop_after_delay(SECONDS), tenacity.stop_when_event_set(stop)),
@@ -96,10 +99,11 @@ def ends_run(error: Exception) -> bool:
         return not isinstance(error, _OUR_MODELS_REFUSALS)
     status = _status(error)
     refuses_all = bool(status) and status not in _ABOUT_CONTENT
-    return refuses_all or isinstance(error, _ENDS) or is_a(error, *_BROKEN) or _is_away(error)
+    return refuses_all or isinstance(error, _ENDS) or is_a(error, *_BROKEN) or is_away(error)
 
 
-def _is_away(error: BaseException) -> bool:
+def is_away(error: BaseException) -> bool:
+    """Return whether a store cannot answer at the moment, so that asking again may help."""
     names_it = is_a(error, *_AWAY) or _OVERTAKEN.search(str(error)) is not None
     return names_it or _status(error) in _BUSY or _is_unavailable(error)
 

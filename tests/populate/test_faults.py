@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,6 +84,27 @@ def test_a_server_is_killed_and_comes_back(tmp_path: Path, bert_embedder: Path, 
         assert sorted(kept["documents"]) == sorted(document.page_content for document in DOCUMENTS)
         assert len(kept["embeddings"]) == 300
         assert populate(store, DOCUMENTS).skipped == 300
+
+
+@pytest.mark.enable_socket
+@pytest.mark.filterwarnings("ignore:legacy embedding function config:DeprecationWarning")
+def test_others_write_the_first_vectors_meanwhile(tmp_path: Path, bert_embedder: Path, cache: ModelCache) -> None:
+    """For some 50 ms Chroma then has documents whose vectors it cannot read."""
+    embeddings = BgeEmbeddings(model=str(bert_embedder), cache=cache)
+    texts = [document.page_content for document in DOCUMENTS[:50]]
+    vectors = embeddings.embed_documents(texts)
+    with serving(tmp_path) as server, ThreadPoolExecutor(3) as pool:
+        client = server.client()
+        for turn in range(10):
+            store = Chroma(f"notes-{turn}", embedding_function=embeddings, client=client)
+            collection = server.client().get_collection(f"notes-{turn}")
+            writing = [
+                pool.submit(collection.upsert, [f"{part}-{n}" for n in range(50)], vectors, documents=texts)
+                for part in range(3)
+            ]
+            while not all(write.done() for write in writing):
+                assert populate(store, []).added == 0
+            assert [write.result() for write in writing] == [None] * 3
 
 
 MOUNTS = {

@@ -12,7 +12,7 @@ import numpy as np
 from bge_integrations.populate.documents import Entry, Held
 from bge_integrations.populate.embedders import Embedder
 from bge_integrations.populate.framework import Framework
-from bge_integrations.populate.retry import patiently
+from bge_integrations.populate.retry import is_away, patiently
 from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.stores.kinds import is_a
@@ -108,7 +108,7 @@ class _Turns:
             try:
                 return operation(*args, **kwargs)
             except Exception as error:
-                if is_a(error, "InternalError"):
+                if is_a(error, "InternalError") and not is_away(error):
                     error.add_note("Chroma may hang when this process asks it again: mend the cause and start another.")
                     self._failure = error
                 raise
