@@ -7,7 +7,7 @@ DEMO_VENV := $(if $(wildcard .venv/.ready),.venv,.venv-demo)
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=2147483648
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
 # Tests that measure time, or kill processes in the middle of something; the others run two at a time.
-ALONE := tests/embed tests/inference tests/populate tests/rerank tests/runtime
+ALONE := $(addprefix tests/,embed inference populate process rerank runtime test_ray.py test_spark.py)
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 # Scripts for this repository alone, written for what `make setup` installs.
 OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py

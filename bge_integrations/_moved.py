@@ -30,9 +30,12 @@ MOVED = {
     "inference.queue": "inference.engine",
     "inference.threads": "process",
     "langchain.documents": "langchain.retrieval",
+    "langchain.m3": "langchain.rerank",
     "langchain.search": "langchain.retrieval",
     "llama_index.batches": "llama_index.component",
     "llama_index.m3_rerank": "llama_index.rerank",
+    "llama_index.postprocessor": "llama_index.rerank",
+    "populate.background": "process",
     "populate.embedding": "populate.embedders",
     "populate.halving": "populate.retry",
     "populate.identity": "populate.documents",
@@ -48,6 +51,7 @@ MOVED = {
     "runtime.pipeline": "runtime.settings",
     "runtime.residents": "runtime.loaded",
     "runtime.source": "runtime.request",
+    "runtime.stream": "runtime.user",
 }
 """Old path of a module in this package -> its path now."""
 

@@ -16,13 +16,14 @@ collection that is opened again finds them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self, cast
 
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.errors import FingerprintMismatchError, MissingExtraError
+from bge_integrations.runtime.user import ModelUser
 from bge_integrations.types import M3Embeddings
 
 if find_spec("chromadb") is None:
@@ -43,19 +44,6 @@ from chromadb.utils.embedding_functions import register_embedding_function, regi
 
 __all__ = ["BgeEmbeddingFunction", "BgeM3SparseEmbeddingFunction"]
 
-_OF_THE_MACHINE = (
-    "backend",
-    "device",
-    "dtype",
-    "max_batch_tokens",
-    "cache",
-    "cache_folder",
-    "token",
-    "local_files_only",
-    "trust_remote_code",
-)
-"""Settings of the machine and the user that open a collection: never written to it, never read from it."""
-
 
 class _Kept:
     """The settings of an embedding function that a collection keeps, and the checks of new settings against them."""
@@ -63,7 +51,7 @@ class _Kept:
     decisive: ClassVar[tuple[str, ...]]
     """The arguments that decide the vectors of documents: never changed for a collection that exists."""
     kept: ClassVar[tuple[str, ...]]
-    """The arguments that a collection keeps."""
+    """The arguments that a collection keeps; the others, of the machine and the user, are neither written nor read."""
 
     def get_config(self) -> dict[str, Any]:
         """Return the settings that the collection keeps, as JSON types."""
@@ -89,7 +77,8 @@ class _Kept:
         """
         if "model" not in config:
             raise ValueError(f"The configuration needs model; it has {sorted(config)}.")
-        if unknown := sorted(config.keys() - {*cls.kept, *_OF_THE_MACHINE}):
+        of_the_machine = {argument.name for argument in fields(ModelUser)}
+        if unknown := sorted(config.keys() - {*cls.kept, *of_the_machine}):
             raise ValueError(f"Unknown settings {unknown}; known are {sorted(cls.kept)}.")
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:

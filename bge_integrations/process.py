@@ -10,13 +10,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
+from queue import SimpleQueue
 from time import monotonic, sleep  # Python's own, also where gevent replaces them after this import
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bge_integrations.errors import ClosedError
 
 T = TypeVar("T")
+_Job = tuple["Future[Any]", Callable[[], Any]]
 
 ending = threading.Event()
 """An event that is set once the interpreter begins to end."""
@@ -239,6 +242,57 @@ def is_of_shutdown(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "shutdown" in str(error)
 
 
+class Background(Generic[T]):
+    """A queue of jobs that daemon threads do in order; they end when it is closed or deleted and its jobs are done.
+
+    A `ThreadPoolExecutor` would not do: Python waits for its threads before it ends, however long they take.
+
+    Args:
+        threads: The number of threads; each has the context variables of the code that made the object.
+        name: The first part of the threads' names.
+
+    Attributes:
+        close: A function that lets the threads end after their jobs, without waiting for them.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = [
+            PackageThread(f"{name}_{number}", copy_context().run, _work, self._jobs) for number in range(threads)
+        ]
+        self.close = weakref.finalize(self, _let_end, self._jobs, threads)
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], T]) -> "Future[T]":
+        """Queue a job and return the future of its result."""
+        future: Future[T] = Future()
+        self._jobs.put((future, work))
+        return future
+
+    def stop(self, seconds: float) -> None:
+        """End the threads even within a job, between two operations of Python; wait up to `seconds` for that."""
+        self.close()
+        _interrupt(self._threads, seconds)
+
+
+def _work(jobs: "SimpleQueue[_Job | None]") -> None:
+    with contextlib.suppress(SystemExit):  # raised by `_interrupt` between two jobs
+        while (job := jobs.get()) is not None:
+            future, work = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            del job, future, work  # frees what they hold while the thread waits for the next job
+
+
+def _let_end(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
+    for _ in range(threads):
+        jobs.put(None)
+
+
 def stop_threads() -> None:
     """End the package's threads wherever they are in Python code: between two operations or within an import.
 
@@ -247,17 +301,22 @@ def stop_threads() -> None:
     report = sys.unraisablehook
     # Python would report a SystemExit that reaches a thread in one of its own callbacks, such as the import lock's.
     sys.unraisablehook = lambda raised: None if raised.exc_type is SystemExit else report(raised)
-    working = running = list(_threads)
-    deadline = monotonic() + _STOP_SECONDS
-    while working and monotonic() < deadline:
-        for thread in working:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        working[0].finished.wait(0.02)
-        working = [thread for thread in working if thread.is_alive() and not thread.finished.is_set()]
+    running = list(_threads)
+    _interrupt(running, _STOP_SECONDS)
     if running and getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
         # After Ctrl-C Python ends by SIGINT, but it forgets to if a thread runs exec() meanwhile, as imports do.
         with contextlib.suppress(KeyboardInterrupt):
             exec("raise KeyboardInterrupt")  # noqa: S102
+
+
+def _interrupt(threads: list[PackageThread], seconds: float) -> None:
+    deadline = monotonic() + seconds
+    while working := [thread for thread in threads if thread.is_alive() and not thread.finished.is_set()]:
+        if monotonic() > deadline:
+            return
+        for thread in working:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        working[0].finished.wait(0.02)
 
 
 def _answer_late() -> None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from bge_integrations.errors import MissingExtraError
 from bge_integrations.populate.pipeline import OnError, populate
 from bge_integrations.populate.report import PopulateReport, sum_reports
 from bge_integrations.rerank.reranker import BgeReranker
+from bge_integrations.runtime.user import ModelUser
 
 if find_spec("ray") is None or find_spec("langchain_core") is None:
     raise MissingExtraError('bge_integrations.ray needs Ray Data. Install it: pip install "bge_integrations[ray]"')
@@ -49,8 +50,29 @@ ROWS = 1024
 """Number of rows of a block that are turned into Python objects at a time."""
 
 
+class _FromCore:
+    """A mixin for a stage that is given the model, or an object of the core whose arguments it takes over."""
+
+    model: str | ModelUser
+    core: ClassVar[type[ModelUser]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, self.core):
+            super().__post_init__()  # type: ignore[misc]  # the core's, which is the next base of a stage
+            return
+        options = {option.name: option.default for option in fields(self.core) if option.name != "model"}
+        if beside := [f"{name}=" for name, default in options.items() if getattr(self, name) != default]:
+            core = self.core.__name__
+            raise ValueError(
+                f"{type(self).__name__} has all options from the {core} that is its model, so it takes no "
+                f"{', '.join(beside)} beside it. Give the {core} these options, or name the model."
+            )
+        columns = {name: value for name, value in vars(self).items() if name not in {"model", *options}}
+        vars(self).update(vars(self.model) | columns)  # a folder stays the one that the core's object found
+
+
 @dataclass(repr=False, eq=False)
-class BgeEmbeddings(BgeEmbedder):
+class BgeEmbeddings(_FromCore, BgeEmbedder):
     """A `BgeEmbedder` that adds a column of embeddings to batches: float32 vectors, one a text.
 
     It holds configuration only, so it travels to the actors; each loads the weights at its first batch.
@@ -75,11 +97,7 @@ class BgeEmbeddings(BgeEmbedder):
     output_column: str = "embedding"
     query: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.model, BgeEmbedder):
-            _take_over(self, self.model, BgeEmbedder)
-        else:
-            super().__post_init__()
+    core: ClassVar[type[ModelUser]] = BgeEmbedder
 
     @property
     def embedder(self) -> BgeEmbedder:
@@ -105,7 +123,7 @@ class BgeEmbeddings(BgeEmbedder):
 
 
 @dataclass(repr=False, eq=False)
-class BgeReranking(BgeReranker):
+class BgeReranking(_FromCore, BgeReranker):
     """A `BgeReranker` that adds a column of relevance scores to batches, one a query and passage.
 
     Args:
@@ -128,11 +146,7 @@ class BgeReranking(BgeReranker):
     input_column: str = "text"
     output_column: str = "score"
 
-    def __post_init__(self) -> None:
-        if isinstance(self.model, BgeReranker):
-            _take_over(self, self.model, BgeReranker)
-        else:
-            super().__post_init__()
+    core: ClassVar[type[ModelUser]] = BgeReranker
 
     @property
     def reranker(self) -> BgeReranker:
@@ -242,22 +256,6 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
         return Document.model_construct(
             id=None if own is None else str(own), page_content=row[self.text_column], metadata=metadata
         )
-
-
-def _take_over(own: BgeEmbedder | BgeReranker, given: BgeEmbedder | BgeReranker, core: type[Any]) -> None:
-    """Copy all options of `given` to `own`, which keeps its columns; a folder stays the one that `given` found.
-
-    Raises:
-        ValueError: `own` has options of its own; the message names them.
-    """
-    options = {option.name: option.default for option in fields(core) if option.name != "model"}
-    if beside := [f"{name}=" for name, default in options.items() if getattr(own, name) != default]:
-        raise ValueError(
-            f"{type(own).__name__} has all options from the {core.__name__} that is its model, so it takes no "
-            f"{', '.join(beside)} beside it. Give the {core.__name__} these options, or name the model."
-        )
-    columns = {name: value for name, value in vars(own).items() if name not in {"model", *options}}
-    vars(own).update(vars(given) | columns)
 
 
 def _texts(batch: Batch, column: str) -> list[str]:

@@ -17,8 +17,15 @@ from bge_integrations.inference.batch import Cut, Output, Rows
 from bge_integrations.inference.plan import TextPlan
 from bge_integrations.process import wait
 from bge_integrations.runtime.request import Kind, Options
-from bge_integrations.runtime.stream import Stream, off_loop
-from bge_integrations.runtime.user import ModelUser, checked_texts, iter_texts, optional_positive, positive
+from bge_integrations.runtime.user import (
+    ModelUser,
+    Stream,
+    checked_texts,
+    iter_texts,
+    off_loop,
+    optional_positive,
+    positive,
+)
 
 E = TypeVar("E")
 FloatArray = NDArray[np.float32]

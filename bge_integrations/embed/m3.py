@@ -1,5 +1,6 @@
 """bge-m3: dense, sparse and token vectors from one forward, and the scores that they give."""
 
+import asyncio
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -11,14 +12,13 @@ from numpy.typing import NDArray
 from bge_integrations.embed.embedder import Embedder
 from bge_integrations.errors import UnsupportedModelError
 from bge_integrations.inference.batch import Rows
-from bge_integrations.runtime.stream import off_loop
-from bge_integrations.runtime.user import checked_pairs
+from bge_integrations.runtime.user import checked_pairs, off_loop
 from bge_integrations.types import M3Embeddings, SparseEmbedding
 
 OUTPUTS = ("dense", "sparse", "colbert")
 SCORES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
 SCORED_AT_ONCE = 256  # pairs: the token vectors of a thousand passages of 512 tokens take 2 GB
-RERANKED_AT_ONCE = SCORED_AT_ONCE // 2  # passages: while one step's are scored, the model computes the next
+_RANKED_AT_ONCE = SCORED_AT_ONCE // 2  # passages: while one step's are scored, the model computes the next
 
 Pair = tuple[str, str]
 
@@ -142,7 +142,7 @@ def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
     return float((query @ document.T).max(axis=1).mean())
 
 
-def single_scores(
+def _single_scores(
     queries: M3Embeddings, query: int, passages: M3Embeddings, passage: int
 ) -> tuple[float, float, float]:
     """Return the dense, sparse and colbert score of the query and passage in these rows; 0 for a missing output."""
@@ -154,6 +154,45 @@ def single_scores(
     if queries.colbert is not None and passages.colbert is not None:
         colbert = maxsim(queries.colbert[query], passages.colbert[passage])
     return dense, sparse, colbert
+
+
+def rank(
+    embedder: BgeM3Embedder, query: str, texts: list[str], weights: Sequence[float], top_n: int | None
+) -> list[tuple[int, float]]:
+    """Return the positions and scores of the `top_n` best texts, best first, equals in the order given.
+
+    The score is the mean of the dense, the sparse and the token vectors' score, with these weights. The vectors of 256
+    texts at most are in memory together.
+    """
+    if not texts:
+        return []
+    queries, scores = embedder.encode_queries([query]), list[float]()
+    for passages in embedder.iter_documents(texts, _RANKED_AT_ONCE):
+        scores += _weighted(queries, passages, weights)
+        del passages  # frees their memory before the next ones come
+    return _best(scores, top_n)
+
+
+async def arank(
+    embedder: BgeM3Embedder, query: str, texts: list[str], weights: Sequence[float], top_n: int | None
+) -> list[tuple[int, float]]:
+    """Rank texts as `rank` does, without blocking the event loop."""
+    if not texts:
+        return []
+    queries, scores = await embedder.aencode_queries([query]), list[float]()
+    async for passages in embedder.aiter_documents(texts, _RANKED_AT_ONCE):
+        scores += await asyncio.to_thread(_weighted, queries, passages, weights)
+        del passages
+    return _best(scores, top_n)
+
+
+def _weighted(query: M3Embeddings, passages: M3Embeddings, weights: Sequence[float]) -> list[float]:
+    shares = np.array(weights) / sum(weights)
+    return [float(shares @ _single_scores(query, 0, passages, row)) for row in range(len(passages))]
+
+
+def _best(scores: list[float], top_n: int | None) -> list[tuple[int, float]]:
+    return sorted(enumerate(scores), key=lambda ranked: -ranked[1])[:top_n]
 
 
 class _Scores:
@@ -172,7 +211,7 @@ class _Scores:
         queries, passages = ({text: row for row, text in enumerate(side)} for side in _sides(pairs))
         of_dense, of_sparse, of_colbert = self._weights
         for query, passage in pairs:
-            dense, sparse, colbert = single_scores(of_queries, queries[query], of_passages, passages[passage])
+            dense, sparse, colbert = _single_scores(of_queries, queries[query], of_passages, passages[passage])
             two = of_dense * dense + of_sparse * sparse
             three = two + of_colbert * colbert
             values = (colbert, sparse, dense, two / (of_dense + of_sparse), three / sum(self._weights))

@@ -147,10 +147,7 @@ def _files(folder: Folder) -> list[Path]:
 def _agreement(source: ModelSource, made: Path, texts: list[str]) -> float:
     cache = ModelCache()  # its own cache frees both models after the comparison
     shared: dict[str, Any] = {"cache": cache, "device": "cpu", "on_truncate": "ignore"}
-    exact: dict[str, Any] = {
-        "like": source.like, "revision": source.revision, "cache_folder": source.cache_folder, "token": source.token,
-        "local_files_only": source.local_files_only, "backend": "torch", "dtype": "float32", **shared,
-    }  # fmt: skip
+    exact = {**source.of_files(), "backend": "torch", "dtype": "float32", **shared}
     try:
         if source.kind == "reranker":
             pairs = [(texts[0], text) for text in texts]

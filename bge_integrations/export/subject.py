@@ -153,16 +153,8 @@ def _score(source: ModelSource) -> tuple[Mapping[str, object], NDArray[np.float3
 
 
 def _placed(source: ModelSource) -> dict[str, Any]:
-    return {
-        "like": source.like,
-        "revision": source.revision,
-        "device": "cpu",
-        "dtype": "float32",
-        "cache": ModelCache(),  # its own cache frees the weights after the comparison
-        "cache_folder": source.cache_folder,
-        "token": source.token,
-        "local_files_only": source.local_files_only,
-    }
+    own = ModelCache()  # it frees the weights after the comparison
+    return {**source.of_files(), "device": "cpu", "dtype": "float32", "cache": own}
 
 
 def _license(located: Located) -> str | None:

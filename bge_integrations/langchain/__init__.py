@@ -13,8 +13,7 @@ if find_spec("langchain_core") is None:
 from bge_integrations.langchain.embeddings import BgeEmbeddings
 from bge_integrations.langchain.huggingface import HuggingFaceBgeEmbeddings
 from bge_integrations.langchain.hybrid import HybridRetriever
-from bge_integrations.langchain.m3 import BgeM3Rerank
-from bge_integrations.langchain.rerank import BgeCrossEncoder, BgeRerank
+from bge_integrations.langchain.rerank import BgeCrossEncoder, BgeM3Rerank, BgeRerank
 from bge_integrations.langchain.retriever import RerankingRetriever
 
 if TYPE_CHECKING:

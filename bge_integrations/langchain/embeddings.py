@@ -22,9 +22,7 @@ class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
         ```
 
     Raises:
-        UnknownModelError: The id is not in the catalogue though it looks as if it should be.
-        WrongKindError: The model is a reranker.
-        UnsupportedModelError: This version cannot run the model.
+        UnknownModelError, WrongKindError, UnsupportedModelError: `BgeEmbedder` refuses the model.
         pydantic.ValidationError: An argument is unknown or of the wrong type.
     """
 

@@ -1,11 +1,12 @@
-"""Pydantic fields that only the LangChain classes have: the model's name, and fields that hold live objects."""
+"""The pydantic fields that LangChain's classes share: the model's name, fields that hold live objects, bge-m3's."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticOmit, core_schema
 
 from bge_integrations._fields import MODEL_NAMES, CoreModel, ModelFields, PathText
+from bge_integrations.embed.m3 import BgeM3Embedder
 
 ModelName = Annotated[PathText, Field(validation_alias=AliasChoices(*MODEL_NAMES))]
 """Id or folder of the model."""
@@ -50,6 +51,28 @@ class _ModelFirst(NamedModel):
 
 class LangChainModel(ModelFields, _ModelFirst):
     """The model and where it runs: the arguments that `BgeEmbedder` and `BgeReranker` share."""
+
+
+class M3Fields(LangChainModel):
+    """The model and where it runs: the arguments of `BgeM3Embedder` except `outputs`."""
+
+    model: ModelName = "BAAI/bge-m3"
+    """Id of the model on the Hugging Face hub, or a folder that holds it."""
+    document_instruction: str | None = None
+    """Text before every document; None = the catalogue's, "" = none."""
+
+    _core_type: ClassVar[type] = BgeM3Embedder
+
+    @property
+    def embedder(self) -> BgeM3Embedder:
+        """The core embedder that does the work."""
+        embedder: BgeM3Embedder = self._built or self._core()
+        return embedder
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The model's outputs that the class needs."""
+        raise NotImplementedError
 
 
 def _with_model(model: object, data: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 from importlib.util import find_spec
 
 from bge_integrations.errors import MissingExtraError
-from bge_integrations.langchain.m3 import M3Fields
+from bge_integrations.langchain.fields import M3Fields
 from bge_integrations.types import M3Embeddings
 
 if find_spec("langchain_qdrant") is None:

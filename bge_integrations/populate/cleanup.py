@@ -1,12 +1,12 @@
 """Deletion of stale documents: the store holds them from earlier runs, and this run did not bring them."""
 
 import logging
-import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from bge_integrations.populate.documents import Entry, is_ours
 from bge_integrations.populate.framework import source_in
+from bge_integrations.populate.record import Record, Row
 from bge_integrations.populate.report import Failure
 from bge_integrations.populate.retry import patiently
 from bge_integrations.populate.sinks.base import PAGE, Sink
@@ -16,37 +16,16 @@ logger = logging.getLogger(__name__)
 Cleanup = Literal["source", "full"]
 
 
-class Seen:
-    """The ids and sources that a run has brought; SQLite keeps them in a temporary file, so there may be any number."""
-
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("")
-        self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._database.execute("CREATE TABLE sources (source TEXT PRIMARY KEY) WITHOUT ROWID")
-
-    def close(self) -> None:
-        """Close the temporary file, which deletes it."""
-        self._database.close()
-
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Remember the ids and sources of documents that the run has brought."""
-        for entry in entries:
-            self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (entry.id,))
-            if entry.source is not None:
-                self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (entry.source,))
-
-    def sources(self) -> list[str]:
-        """Return all sources of the run, sorted."""
-        return [source for (source,) in self._database.execute("SELECT source FROM sources ORDER BY source")]
-
-    def lacks(self, ids: Iterable[str]) -> list[str]:
-        """Return those of `ids` that the run did not bring."""
-        query = "SELECT 1 FROM ids WHERE id = ?"
-        return [document_id for document_id in ids if not self._database.execute(query, (document_id,)).fetchone()]
+def remember(seen: Record, entries: Iterable[Entry]) -> None:
+    """Record documents that the run has brought, and their sources: one id may come from several."""
+    entries = list(entries)
+    seen.add(Row(entry.id, "", entry.source, entry.id) for entry in entries)
+    for source in {entry.source for entry in entries if entry.source is not None}:
+        seen.note(source, True)
 
 
-def delete_stale(sink: Sink, cleanup: Cleanup, seen: Seen, failed: Iterable[Failure]) -> int:
-    """Delete the stale documents that populate wrote in earlier runs; return how many were deleted.
+def delete_stale(sink: Sink, cleanup: Cleanup, seen: Record, failed: Iterable[Failure]) -> int:
+    """Delete the documents that populate wrote in earlier runs and that are not in `seen`; return how many.
 
     If a document failed, all stored documents of its source are kept. If its source is unknown, nothing is deleted.
     """
@@ -56,10 +35,10 @@ def delete_stale(sink: Sink, cleanup: Cleanup, seen: Seen, failed: Iterable[Fail
         return 0
     sources: list[str | None] = [None]
     if cleanup == "source":
-        sources = [source for source in seen.sources() if source not in incomplete]
+        sources = [source for source in seen.noted() if source not in incomplete]
     deleted = 0
     for source in sources:
-        found = (document_id for page in _pages(sink, source, incomplete) for document_id in seen.lacks(page))
+        found = (document_id for page in _pages(sink, source, incomplete) for document_id in seen.lacking(page))
         stale = list(dict.fromkeys(found))
         for start in range(0, len(stale), PAGE):
             part = stale[start : start + PAGE]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bge_integrations.embed.embedder import BgeEmbedder
 from bge_integrations.embed.m3 import BgeM3Embedder
 from bge_integrations.errors import NonFiniteError
-from bge_integrations.populate.background import Background
+from bge_integrations.process import Background
 from bge_integrations.stores.kinds import find_chroma_collection, find_chroma_function, is_a
 
 Core = BgeEmbedder | BgeM3Embedder

@@ -12,14 +12,15 @@ from itertools import islice
 from threading import Event
 from typing import Any
 
-from bge_integrations.populate.background import Background
-from bge_integrations.populate.cleanup import Cleanup, Seen, delete_stale
+from bge_integrations.populate.cleanup import Cleanup, delete_stale, remember
 from bge_integrations.populate.documents import Entry, Held, storable
 from bge_integrations.populate.embedders import ForeignEmbedder, Pending
 from bge_integrations.populate.framework import PLAIN_TEXT
+from bge_integrations.populate.record import Record
 from bge_integrations.populate.report import Failure, PopulateReport
 from bge_integrations.populate.retry import Halving, Refused, ends_run, patiently
 from bge_integrations.populate.sinks.base import Sink, dense
+from bge_integrations.process import Background
 from bge_integrations.stores.kinds import HASH_KEY
 
 _SECONDS_TO_WRITE = 0.7
@@ -137,7 +138,7 @@ class Filling:
         self._collect = collect
         self._cleanup = cleanup
         self._stop = stop
-        self._seen = Seen() if cleanup else None
+        self._seen = Record("") if cleanup else None
         self._under_way: deque[_Batch] = deque()
         self._written: tuple[Entry, Any] | None = None
         self._looking_up = Halving("the store was asked for", collect=collect)
@@ -225,7 +226,7 @@ class Filling:
             else:
                 entries[entry.id] = entry
         if self._seen:
-            self._seen.add(entries.values())
+            remember(self._seen, entries.values())
         return entries, left_out
 
     def _plan(self, numbered: list[tuple[int, Any]]) -> Plan:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from bge_integrations.embed.m3 import BgeM3Embedder
-from bge_integrations.populate.background import Background
 from bge_integrations.populate.cleanup import Cleanup
 from bge_integrations.populate.documents import Handover, Loader, Source, asynchronous
 from bge_integrations.populate.embedders import choose_embedder
@@ -20,6 +19,7 @@ from bge_integrations.populate.filling import Filling
 from bge_integrations.populate.report import PopulateReport, Progress
 from bge_integrations.populate.retry import asking_until
 from bge_integrations.populate.sinks import HybridSink, Sink, make_sink
+from bge_integrations.process import Background
 from bge_integrations.stores.sparse_index import SparseIndex
 
 OnError = Literal["raise", "collect"]

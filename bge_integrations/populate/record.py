@@ -1,4 +1,4 @@
-"""A record of what a store holds, for stores that cannot be asked: a small SQLite file."""
+"""A record of documents in a small SQLite file: what a store holds that cannot be asked, or what a run has brought."""
 
 import json
 import sqlite3
@@ -14,6 +14,9 @@ CREATE TABLE IF NOT EXISTS documents (id TEXT PRIMARY KEY, hash TEXT, source TEX
 CREATE INDEX IF NOT EXISTS sources ON documents (source);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
+
+_in_memory: "dict[int, Record]" = {}
+"""The records in memory, by the id of their store object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,10 @@ class Row:
 
 
 class Record:
-    """The record of one store's documents; only one process may use it at a time.
+    """A record of documents, any number of them, and of facts; only one process may use it at a time.
 
     Args:
-        path: The file, created if it does not exist; None keeps the record in memory.
+        path: The file, created if it does not exist; "" is a temporary file, and None keeps the record in memory.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -47,13 +50,19 @@ class Record:
         self._database.executescript(_TABLES)
 
     def find(self, ids: Iterable[str]) -> list[Row]:
-        """Return the rows of those ids that the store holds."""
+        """Return the rows of those ids that are recorded."""
         with self._lock:
             found = [self._database.execute("SELECT * FROM documents WHERE id = ?", (name,)).fetchone() for name in ids]
         return [Row(*row) for row in found if row]
 
+    def lacking(self, ids: Iterable[str]) -> list[str]:
+        """Return those ids that are not recorded."""
+        ids = list(ids)
+        recorded = {row.id for row in self.find(ids)}
+        return [name for name in ids if name not in recorded]
+
     def add(self, rows: Iterable[Row]) -> None:
-        """Record documents that the store now holds."""
+        """Record documents."""
         values = [(row.id, row.hash, row.source, row.stored) for row in rows]
         with self._lock, self._database:
             self._database.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)
@@ -86,8 +95,14 @@ class Record:
         with self._lock, self._database:
             self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
+    def noted(self) -> list[str]:
+        """Return the names of all facts, sorted."""
+        with self._lock:
+            return [name for (name,) in self._database.execute("SELECT name FROM facts ORDER BY name")]
 
-_in_memory: dict[int, Record] = {}
+    def close(self) -> None:
+        """Close the file; a temporary one is deleted."""
+        self._database.close()
 
 
 def record_of(store: object, path: str | Path | None) -> Record:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from bge_integrations.inference.plan import PairPlan
 from bge_integrations.rerank.prompts import RerankOptions, check_layers, layer_numbers
 from bge_integrations.runtime.request import Kind
-from bge_integrations.runtime.stream import off_loop
-from bge_integrations.runtime.user import ModelUser, checked_pairs, checked_texts, optional_positive, positive
+from bge_integrations.runtime.user import ModelUser, checked_pairs, checked_texts, off_loop, optional_positive, positive
 from bge_integrations.types import RerankResult
 
 Pair = tuple[str, str]

@@ -41,6 +41,11 @@ class ModelSource:
     trust_remote_code: bool = False
     pooling_optional: bool = False
 
+    def of_files(self) -> dict[str, Any]:
+        """Return the arguments, besides the name, with which an embedder or a reranker finds the same files."""
+        names = ("like", "revision", "cache_folder", "token", "local_files_only")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:

@@ -1,16 +1,22 @@
-"""The base class of embedders and rerankers, and the checks of what callers give them."""
+"""The base class of embedders and rerankers, the checks of what callers give them, and the stream of what they get."""
 
+import asyncio
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
+from itertools import islice
+from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import numpy as np
+from tqdm import tqdm
 
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
 from bge_integrations.errors import UnknownModelError
@@ -23,7 +29,6 @@ from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.replicas import spread
 from bge_integrations.runtime.request import Kind, ModelSource, Options, Request, Resolved
 from bge_integrations.runtime.resolve import check_kind
-from bge_integrations.runtime.stream import Stream
 
 T = TypeVar("T")
 OnTruncate = Literal["warn", "raise", "ignore"]
@@ -31,6 +36,9 @@ BackendName = Literal["auto", "torch", "openvino", "sentence_transformers"]
 
 _OF_THE_MODEL = frozenset(field.name for field in fields(ModelSource))
 """Arguments that say which model runs, and where."""
+
+_AT_ONCE = 256
+"""Most texts, pairs or token vectors whose results are made on the event loop itself: some 1 ms of work."""
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -146,7 +154,7 @@ class ModelUser:
 
     def _stream(
         self, options: Options, items: Iterable[Any], size: int, *, convert: Callable[[Rows], T], bar: bool = False
-    ) -> Stream[T]:
+    ) -> "Stream[T]":
         def start(chunk: list[Any], first: int, patient: bool) -> Future[Output]:
             return self._submit(options, chunk, first, patient=patient)
 
@@ -257,3 +265,84 @@ def _checked(text: str, index: int, name: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name}[{index}] is {type(text).__name__}, not a string: {text!r:.60}.")
     return text
+
+
+class Stream(Generic[T]):
+    """An iterable, sync or async, that feeds items to an engine in chunks and yields each chunk's result, in order.
+
+    The next chunk is queued before the first is awaited, so that the device never waits for the caller.
+
+    Args:
+        items: Any iterable, read as it is needed.
+        start: Function that queues a chunk, which begins at an index. Its third argument is True for async callers:
+            their chunk waits for admission where too many calls wait.
+        size: Number of items of a chunk.
+        convert: Function that turns a chunk's rows into what is yielded.
+        report: Function that is called at the end with the items that were cut, if any were.
+        bar: Whether to show a tqdm bar.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any],
+        start: Callable[[list[Any], int, bool], Future[Output]],
+        size: int,
+        *,
+        convert: Callable[[Rows], T],
+        report: Callable[[list[Cut]], None],
+        bar: bool = False,
+    ) -> None:
+        self._items = iter(items)
+        self._start = start
+        self._size = size
+        self._convert = convert
+        self._report = report
+        self._queued: deque[Future[Output]] = deque()
+        self._read = self._done = 0
+        self._cuts: list[Cut] = []
+        self._bar = tqdm(total=length_hint(items) or None, unit="text") if bar else None
+
+    def __iter__(self) -> Iterator[T]:
+        with self:
+            while (future := self._next(patient=False)) is not None:
+                yield self._taken(wait(future))
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        with self:
+            while (future := self._next(patient=True)) is not None:
+                yield self._taken(await awaited(future))
+
+    def __enter__(self) -> "Stream[T]":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+        for future in self._queued:
+            future.cancel()
+        if self._bar is not None:
+            self._bar.close()
+        if self._cuts and error in (None, GeneratorExit):
+            self._report(self._cuts)
+
+    def _next(self, *, patient: bool) -> Future[Output] | None:
+        while len(self._queued) < 2 and (chunk := list(islice(self._items, self._size))):
+            self._queued.append(self._start(chunk, self._read, patient))
+            self._read += len(chunk)
+        return self._queued.popleft() if self._queued else None
+
+    def _taken(self, output: Output) -> T:
+        self._cuts += [Cut(self._done + cut.index, cut.full_length) for cut in output.cuts]
+        self._done += len(output.rows)
+        if self._bar is not None:
+            self._bar.update(len(output.rows))
+        return self._convert(output.rows)
+
+
+async def off_loop(items: int, function: Callable[..., T], *arguments: object) -> T:
+    """Call a function on so many items and return its result: for many, in a thread, so that the event loop goes on."""
+    if items <= _AT_ONCE:
+        return function(*arguments)
+    try:
+        running = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    except RuntimeError:  # the interpreter ends, and no executor takes work any more
+        return function(*arguments)
+    return await running

@@ -11,8 +11,8 @@ from langchain_core.documents import Document
 from pydantic import ValidationError
 
 from bge_integrations import ModelCache, UnsupportedModelError, WrongKindError
+from bge_integrations.embed import m3 as module
 from bge_integrations.langchain import BgeM3Rerank
-from bge_integrations.langchain import m3 as module
 
 LIKE = "BAAI/bge-m3"
 QUERY = "what is a panda?"
@@ -66,7 +66,7 @@ async def test_scores_are_the_models(
 
 async def test_many_documents_go_in_parts(rerank: BgeM3Rerank, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = rerank.compress_documents(DOCUMENTS, QUERY)
-    monkeypatch.setattr(module, "RERANKED_AT_ONCE", 2)
+    monkeypatch.setattr(module, "_RANKED_AT_ONCE", 2)
     for found in (rerank.compress_documents(DOCUMENTS, QUERY), await rerank.acompress_documents(DOCUMENTS, QUERY)):
         assert [document.id for document in found] == [document.id for document in expected]
         assert _scores(found) == pytest.approx(_scores(expected), abs=1e-6)

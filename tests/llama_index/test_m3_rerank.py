@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import cloudpickle
@@ -13,6 +14,7 @@ from llama_index_samples import Recorder
 from pydantic import ValidationError
 
 from bge_integrations import BgeM3Embedder, ModelCache, UnknownModelError, UnsupportedModelError, WrongKindError
+from bge_integrations.embed import m3 as module
 from bge_integrations.llama_index import BgeM3Rerank
 from bge_integrations.stores.kinds import HASH_KEY
 from bge_integrations.types import M3Embeddings
@@ -51,19 +53,20 @@ async def test_scores_and_order_are_the_cores(
     )
 
 
-async def test_many_nodes_are_scored_a_few_at_a_time(reranker: BgeM3Rerank) -> None:
+async def test_many_nodes_are_scored_a_few_at_a_time(reranker: BgeM3Rerank, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once: list[int] = []
+    weighted = module._weighted
 
-    class Watched(BgeM3Rerank):
-        def _scores(self, query: M3Embeddings, passages: M3Embeddings) -> list[float]:
-            at_once.append(len(passages))
-            return super()._scores(query, passages)
+    def watched(query: M3Embeddings, passages: M3Embeddings, weights: Sequence[float]) -> list[float]:
+        at_once.append(len(passages))
+        return weighted(query, passages, weights)
 
+    monkeypatch.setattr(module, "_weighted", watched)
     many = [NodeWithScore(node=TextNode(id_=str(number), text=f"number {number % 300}")) for number in range(600)]
-    watched = Watched(**reranker.to_dict() | {"class_name": "BgeM3Rerank", "top_n": None}, cache=reranker.cache)
-    ranked = watched.postprocess_nodes(many, query_str=QUERY)
+    unlimited = reranker.model_copy(update={"top_n": None})
+    ranked = unlimited.postprocess_nodes(many, query_str=QUERY)
     assert at_once == [128, 128, 128, 128, 88]
-    assert len(await watched.apostprocess_nodes(many, query_str=QUERY)) == len(ranked) == 600
+    assert len(await unlimited.apostprocess_nodes(many, query_str=QUERY)) == len(ranked) == 600
     assert at_once == [128, 128, 128, 128, 88] * 2
     scores = {node.node_id: node.score for node in ranked}
     assert all(scores[str(n)] == pytest.approx(scores[str(n + 300)], abs=1e-5) for n in range(300))

@@ -34,8 +34,14 @@ class ChromaSink(Sink):
             self.collection._client = _Turns(server)  # noqa: SLF001
 
     def sample(self, count: int) -> list[Sample]:
-        """Return up to `count` documents of the collection with their vectors."""
+        """Return up to `count` documents of the collection with their vectors.
+
+        Raises:
+            TimeoutError: Others write them at the moment, and Chroma returns documents whose vectors it lacks.
+        """
         found = self.collection.get(limit=count, include=["documents", "metadatas", "embeddings"])
+        if len(found["embeddings"]) < len(found["ids"]):
+            raise TimeoutError(f"Chroma's collection {self.collection.name} lacks the vectors of some documents.")
         rows = zip(found["ids"], found["documents"], found["metadatas"], found["embeddings"], strict=True)
         return [
             Sample(name, self.framework.held(text, metadata or {}).text if text else None, np.asarray(vector))

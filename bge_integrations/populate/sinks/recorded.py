@@ -14,6 +14,9 @@ from bge_integrations.populate.sinks.base import PAGE, Pages, Sink, dense
 from bge_integrations.populate.sinks.guard import Sample
 from bge_integrations.stores.kinds import HASH_KEY, is_a
 
+_NEAREST = 10
+"""How many of the nearest documents are searched for the last one, whose text may be stored several times."""
+
 
 class RecordedSink(Sink):
     """The sink for a store of LangChain or LlamaIndex, with a record of what it holds.
@@ -108,7 +111,3 @@ class RecordedSink(Sink):
         else:
             nearest = self.store.similarity_search_by_vector(last["vector"], k=_NEAREST)
         return any(document.page_content == last["text"] for document in nearest)
-
-
-_NEAREST = 10
-"""How many of the nearest documents are searched for the last one, whose text may be stored several times."""

@@ -23,7 +23,7 @@ from bge_integrations.populate import PopulateReport, populate
 from bge_integrations.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
 
 TEXTS = ["Pandas eat bamboo.", "Bears eat honey.", "Cats eat fish."]
-SCRIPT = Path(__file__).parents[1] / "on_ray.py"
+SCRIPT = Path(__file__).parent / "on_ray.py"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from bge_integrations.runtime.folder import read_folder
 
 FILES = ("onnx/model.onnx", "onnx/model_quantized.onnx")
 MINI, MINI_RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
-M3 = Path(__file__).parent / "golden" / "models" / "m3"
+M3 = Path(__file__).parents[1] / "golden" / "models" / "m3"
 TRAINED_LOOKS = {"hidden": 40, "initializer_range": 0.15}
 """Small weights, so that a small change of the input stays small, as in a trained model; 40 fills no block."""
 QUESTIONS = ["Which planet is the largest?", "Where do pandas live?", "Why was the error raised?"]
@@ -125,7 +125,7 @@ def test_int8_file_is_a_third_at_most_and_holds_no_paths(embedder: tuple[BgeEmbe
     _, folder = embedder
     full, quantized = (folder / file for file in FILES)
     assert quantized.stat().st_size < full.stat().st_size / 2.5
-    root = str(Path(__file__).parents[1]).encode()
+    root = str(Path(__file__).parents[2]).encode()
     assert all(root not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 

@@ -24,7 +24,7 @@ from bge_integrations.langchain import BgeEmbeddings as LangChainEmbeddings
 from bge_integrations.populate import populate
 from bge_integrations.spark import BgeEmbeddings, BgeReranking, _documents, populate_partitions
 
-SCRIPT = Path(__file__).parents[1] / "on_spark.py"
+SCRIPT = Path(__file__).parent / "on_spark.py"
 COUNT, KILLED_COUNT = 320, 640
 
 pytestmark = pytest.mark.timeout(600)
