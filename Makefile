@@ -6,8 +6,9 @@ DEMO_VENV := $(if $(wildcard .venv/.ready),.venv,.venv-demo)
 # glibc hands large blocks back at each release; kept, training on a CPU is up to three times as fast.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=2147483648
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
-# Tests that measure time, or kill processes in the middle of something; the others run two at a time.
-ALONE := $(addprefix tests/,embed inference populate process rerank runtime test_ray.py test_spark.py)
+# Tests that measure time or memory, or kill processes in the middle of something; the others run two at a time.
+ALONE := $(addprefix tests/,process embed/test_overhead.py populate/test_faults.py populate/test_interrupts.py \
+	populate/test_kills.py runtime/test_event_loop.py runtime/test_soak.py test_ray.py test_spark.py)
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 # Scripts for this repository alone, written for what `make setup` installs.
 OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py

@@ -42,7 +42,7 @@ BAD_PAIRS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", BAD_PAIRS, ids=repr)
+@pytest.mark.parametrize("bad", BAD_PAIRS, ids=lambda bad: repr(sorted(bad) if isinstance(bad, set) else bad))
 def test_what_is_no_pair_is_named(bad, reranker, cache):
     for pairs in ([bad], [("a", "b"), ("c", "d"), bad, ("e", "f")]):
         with pytest.raises(TypeError, match=rf"pairs\[{pairs.index(bad)}\] must be two strings"):
