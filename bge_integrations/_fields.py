@@ -1,4 +1,4 @@
-"""Pydantic fields that the LangChain and LlamaIndex classes share, and the core object that is made from them."""
+"""Pydantic fields that the LangChain and LlamaIndex classes share, and the core object made from them."""
 
 import os
 from collections.abc import Mapping
@@ -86,13 +86,13 @@ class ModelFields(CoreModel):
     device: TorchName | list[TorchName] = None
     """Device such as "cpu" or "cuda:0", or a list of devices with a replica on each; None = the best there is."""
     dtype: TorchName = None
-    """Dtype of the weights, such as "float16", or "int8" with OpenVINO; None = the device's, float32 on a CPU."""
+    """Dtype of the weights, such as "float16", or "int8" with OpenVINO; None = the device's own, float32 on a CPU."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     max_batch_tokens: int | None = None
     """Most tokens of one forward pass."""
     like: str | None = None
-    """Catalogue id of the model whose row a fine-tune takes."""
+    """Catalogue id of the model that a fine-tune or a bare folder descends from."""
     cache: SkipJsonSchema[ModelCache | None] = Field(default=None, exclude=True, repr=False)
     """Cache that holds the weights; None = the process-wide one. Left out of dumps."""
     cache_folder: PathText | None = None
@@ -100,7 +100,7 @@ class ModelFields(CoreModel):
     token: Annotated[SecretStr | None, BeforeValidator(unmasked)] = Field(default=None, exclude=True, repr=False)
     """Access token for the hub. Left out of dumps."""
     local_files_only: bool = False
-    """Use no network, only files that are already here."""
+    """Use no network, only files that are already on this machine."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
 
@@ -123,11 +123,11 @@ class DenseFields(BaseModel):
     task: str | None = None
     """Name of one of the model's published tasks, which brings its instructions."""
     examples: list[dict[str, str]] | None = None
-    """Few-shot examples before every query, for models trained so: each has "query", "response" and "instruct"."""
+    """Few-shot examples before every query, for models trained with any, each with "query", "response", "instruct"."""
     normalize: bool | None = None
     """Scale vectors to length one; None = as the catalogue, else the model's files say."""
     truncate_dim: int | None = None
-    """Keep only so many leading dimensions of each vector; None = all."""
+    """Keep only this many leading dimensions of each vector; None = all."""
 
 
 class RerankerFields(BaseModel):

@@ -1,4 +1,4 @@
-"""The catalogue: one frozen row a BGE model, found by exact id or alias and never by a part of a name."""
+"""The catalogue: one frozen row per BGE model, found by its exact id or alias, never by a part of its name."""
 
 import os
 import re
@@ -304,7 +304,7 @@ def list_models(kind: str | None = None) -> tuple[ModelSpec, ...]:
         kind: "embedder" or "reranker"; None for both.
 
     Raises:
-        ValueError: `kind` is another word.
+        ValueError: `kind` is something else.
     """
     if kind not in (None, "embedder", "reranker"):
         raise ValueError(f'kind={kind!r} is not possible. Take "embedder", "reranker" or None for both.')
@@ -335,13 +335,13 @@ def get_spec(name: str, like: str | None = None) -> ModelSpec:
 
 
 def check_name(name: str) -> None:
-    """Refuse a mistyped name before anything is looked up on disk or in the network.
+    """Refuse a mistyped name before anything is looked up on disk or on the network.
 
     An existing folder and the id of another organisation's model pass: their files decide at first use.
 
     Raises:
-        UnknownModelError: `name` is an unknown id under `BAAI/` or `bge-integrations/`, or nearly one of the
-            catalogue.
+        UnknownModelError: `name` is an unknown id under `BAAI/` or `bge-integrations/`, or differs little from an id of
+            the catalogue.
         ValueError: `name` is empty.
     """
     if not name.strip():

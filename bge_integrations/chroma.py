@@ -1,4 +1,4 @@
-"""Chroma: embedding functions, dense and sparse, with a document path and a query path.
+"""Embedding functions for Chroma, dense and sparse, which embed documents and queries separately.
 
 Example:
     ```python
@@ -76,7 +76,7 @@ class _Kept:
             ValueError: The message names the setting.
         """
         if "model" not in config:
-            raise ValueError(f"The configuration needs model; it has {sorted(config)}.")
+            raise ValueError(f"The configuration needs the key model; it has only {sorted(config)}.")
         of_the_machine = {argument.name for argument in fields(ModelUser)}
         if unknown := sorted(config.keys() - {*cls.kept, *of_the_machine}):
             raise ValueError(f"Unknown settings {unknown}; known are {sorted(cls.kept)}.")
@@ -107,9 +107,9 @@ class BgeEmbeddingFunction(_Kept, BgeEmbedder, EmbeddingFunction[Documents]):
     function once this module is imported. Where and how the model runs (`device`, `dtype`, `backend`, folders), tokens
     and `trust_remote_code` are never kept: give the function again to set them.
 
-    Chroma asks whether settings may change only in `collection.modify(configuration=...)`, and only after it has stored
-    them; it opens a collection with another model without asking. The fingerprint that `bge_integrations.populate`
-    keeps with a collection guards against that.
+    Do not rely on Chroma to refuse another model: it checks changed settings only in
+    `collection.modify(configuration=...)`, and only after it has stored them; it opens a collection with another model
+    without a check. The fingerprint that `bge_integrations.populate` keeps with a collection guards against that.
 
     Args:
         model: A BGE model's id, a sentence-transformers model's id, or a folder.
@@ -141,7 +141,7 @@ class BgeEmbeddingFunction(_Kept, BgeEmbedder, EmbeddingFunction[Documents]):
             input: The texts; Chroma refuses an empty list.
 
         Returns:
-            One float32 vector (dim,) a text.
+            One float32 vector (dim,) per text.
         """
         return cast(Embeddings, list(self.encode_documents(input)))
 
@@ -152,7 +152,7 @@ class BgeEmbeddingFunction(_Kept, BgeEmbedder, EmbeddingFunction[Documents]):
             input: The queries.
 
         Returns:
-            One float32 vector (dim,) a query.
+            One float32 vector (dim,) per query.
         """
         return cast(Embeddings, list(self.encode_queries(input)))
 
@@ -190,7 +190,7 @@ class BgeM3SparseEmbeddingFunction(_Kept, BgeM3Embedder, SparseEmbeddingFunction
     Args:
         model: bge-m3, or the id or folder of a fine-tune of it.
 
-    All other arguments are those of `BgeM3Embedder`, but for `outputs`.
+    All other arguments are those of `BgeM3Embedder`, except `outputs`.
     """
 
     decisive: ClassVar[tuple[str, ...]] = ("model", "revision", "like", "document_instruction", "max_length")
@@ -207,7 +207,7 @@ class BgeM3SparseEmbeddingFunction(_Kept, BgeM3Embedder, SparseEmbeddingFunction
         """Embed documents; Chroma refuses an empty list.
 
         Returns:
-            One sparse vector a text: token ids, ascending, and their weights.
+            One sparse vector per text: token ids, ascending, and their weights.
         """
         return _sparse_vectors(self.encode_documents(input))
 

@@ -1,7 +1,7 @@
 """The errors of the package; each message says what was given, what is possible and what to do.
 
 BgeError
-|-- UnknownModelError (LookupError)     an id that is not in the catalogue, or a folder that cannot be judged
+|-- UnknownModelError (LookupError)     an id that is not in the catalogue, or a folder whose use is unclear
 |-- UnsupportedModelError (ValueError)  a known model, or a pipeline, that this version cannot run
 |-- WrongKindError (TypeError)          a reranker given to an embedder, or the reverse
 |-- MissingExtraError (ImportError)     an optional dependency is not installed
@@ -22,7 +22,7 @@ class BgeError(Exception):
 
 
 class UnknownModelError(BgeError, LookupError):
-    """The model is not in the catalogue and cannot be judged by its files."""
+    """The model is not in the catalogue, and its files do not say how to use it."""
 
 
 class UnsupportedModelError(BgeError, ValueError):

@@ -14,8 +14,9 @@ Example:
     )
     ```
 
-One actor keeps one copy of the model. On GPUs: `num_gpus=1`, as many actors as GPUs. On CPUs: `num_cpus=` the cores of
-an actor, 1 by default, for Ray sets OMP_NUM_THREADS by it. Ray starts a killed actor again and repeats its batch.
+One actor keeps one copy of the model. On GPUs give `num_gpus=1` and as many actors as GPUs. On CPUs `num_cpus=` is the
+number of an actor's cores, 1 by default, because Ray sets OMP_NUM_THREADS by it. Ray restarts a killed actor and
+repeats its batch.
 """
 
 import time
@@ -73,9 +74,9 @@ class _FromCore:
 
 @dataclass(repr=False, eq=False)
 class BgeEmbeddings(_FromCore, BgeEmbedder):
-    """A `BgeEmbedder` that adds a column of embeddings to batches: float32 vectors, one a text.
+    """A `BgeEmbedder` that adds a column of embeddings to batches: float32 vectors, one per text.
 
-    It holds configuration only, so it travels to the actors; each loads the weights at its first batch.
+    It holds configuration only, so Ray can send it to the actors; each loads the weights at its first batch.
 
     Args:
         model: A catalogue id, a hub id, or a folder that every actor can read; or a `BgeEmbedder`, whose arguments are
@@ -114,7 +115,7 @@ class BgeEmbeddings(_FromCore, BgeEmbedder):
             The same columns and `output_column`, float32 (texts, dim).
 
         Raises:
-            TypeError: A value is not a string, such as a null; the message has its index. Leave such rows out before.
+            TypeError: A value is not a string, such as a null; the message has its index. Remove such rows first.
             ValueError: There is no such column, or a text is not valid Unicode.
         """
         texts = _texts(batch, self.input_column)
@@ -124,7 +125,7 @@ class BgeEmbeddings(_FromCore, BgeEmbedder):
 
 @dataclass(repr=False, eq=False)
 class BgeReranking(_FromCore, BgeReranker):
-    """A `BgeReranker` that adds a column of relevance scores to batches, one a query and passage.
+    """A `BgeReranker` that adds a column of relevance scores to batches, one per pair of query and passage.
 
     Args:
         model: A catalogue id, a hub id, or a folder that every actor can read; or a `BgeReranker`, whose arguments are
@@ -163,7 +164,7 @@ class BgeReranking(_FromCore, BgeReranker):
             The same columns and `output_column`, float64: between 0 and 1, or logits with `normalize=False`.
 
         Raises:
-            TypeError: A pair is not two strings; the message has its index. Leave such rows out before.
+            TypeError: A pair is not two strings; the message has its index. Remove such rows first.
             ValueError: There is no such column, or a text is not valid Unicode.
         """
         pairs = zip(_texts(batch, self.query_column), _texts(batch, self.input_column), strict=True)
@@ -175,22 +176,22 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
 
     Each write task opens the store and calls `populate` with its rows, so the store's own embeddings compute the
     vectors, texts that the store holds are not computed again, and Ray may kill and repeat a task. Many tasks write at
-    a time: the store must be one that many processes may write to, such as a Chroma or Qdrant server. A folder of
-    Chroma's or Qdrant's is for one process: fill it with `populate` itself, from `dataset.iter_rows()`.
+    a time: the store must be one that many processes may write to, such as a Chroma or Qdrant server. Only one process
+    may write to a folder of Chroma's or Qdrant's: fill it with `populate` itself, from `dataset.iter_rows()`.
 
     A task takes one CPU, and its process keeps a copy of the model for the next; `ray_remote_args={"num_cpus": 8}` in
-    `write_datasink` makes fewer of them, with more threads each. On GPUs give `{"num_gpus": 1, "max_calls": 0}`:
-    without `max_calls` Ray ends the process after each task, and the next one loads the model anew.
+    `write_datasink` gives fewer tasks at a time, with more threads each. On GPUs give `{"num_gpus": 1, "max_calls":
+    0}`: without `max_calls` Ray ends the process after each task, and the next one loads the model anew.
 
     Args:
-        store_factory: Function that each write task calls, without arguments, for the store, as `populate` takes it. It
-            must pickle: let it import and open what it needs by itself.
+        store_factory: Function without arguments that each write task calls to open the store, as `populate` takes it.
+            Ray pickles the function, so let it import and open what it needs itself.
         text_column: The column of texts; a null is a bad document.
         id_column: The column of the documents' own ids; None, and null, give ids made from content.
-        metadata_columns: The columns to keep as metadata; nulls are left out. `cleanup=` of `populate` is not offered,
-            for no task knows all documents of a source.
+        metadata_columns: The columns to keep as metadata; nulls are left out. There is no `cleanup=` as in `populate`,
+            because no task knows all documents of a source.
         batch_size: Number of documents for each look-up and write; default 512.
-        on_error: "collect" leaves bad documents, and those that the store refuses, to the report's `failed`, whose
+        on_error: "collect" puts bad documents, and those that the store refuses, into the report's `failed`, whose
             positions count from the first row of their task.
 
     Attributes:
@@ -218,11 +219,11 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
         self._started: float | None = None
 
     def on_write_start(self, schema: Any = None) -> None:  # noqa: ARG002 - Ray's signature
-        """Note the time; Ray calls it when the first rows are there."""
+        """Note the time; Ray calls this when the first rows are there."""
         self._started = time.perf_counter()
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> PopulateReport:  # noqa: ARG002 - Ray's signature
-        """Fill the store with some blocks; Ray calls it in each write task."""
+        """Fill the store with some blocks; Ray calls this in each write task."""
         return populate(
             self.store_factory(),
             self._documents(blocks),
@@ -232,12 +233,12 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
         )
 
     def on_write_complete(self, write_result: WriteResult[PopulateReport]) -> None:
-        """Keep the report; Ray calls it when all tasks are done."""
+        """Keep the report; Ray calls this when all tasks are done."""
         seconds = 0.0 if self._started is None else time.perf_counter() - self._started
         self.report, self._started = sum_reports(write_result.write_returns, seconds), None
 
     def on_write_failed(self, error: Exception) -> None:  # noqa: ARG002 - Ray's signature
-        """Forget the last report; Ray calls it, and raises the error then."""
+        """Forget the last report; Ray calls this when a write fails, and then raises the error."""
         self.report = self._started = None
 
     def _documents(self, blocks: Iterable[Block]) -> Iterator[Document]:

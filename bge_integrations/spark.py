@@ -9,7 +9,7 @@ Example:
     ```
 
 Spark runs a Python worker for each task slot, and a worker loads each model once, for all tasks it is given. It
-computes on as many cores as `spark.task.cpus` says (1), for Spark sets OMP_NUM_THREADS by it.
+computes on `spark.task.cpus` cores (1 by default), because Spark sets OMP_NUM_THREADS by it.
 """
 
 import json
@@ -162,9 +162,9 @@ class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol"
     before the result is used, and a result that is used twice is computed twice; a filter on the column counts as one
     use, the rows it lets through as another. Write or cache the result first.
 
-    A saved pipeline keeps every argument but two. `token` and `cache` are plain attributes: they go with the stage to
-    the workers, and a loaded stage has none until you set them (`stage.token = ...`). `trust_remote_code` is kept, so
-    load pipelines only of people whose code you would run.
+    A saved pipeline keeps every argument but two. `token` and `cache` are plain attributes: Spark sends them to the
+    workers with the stage, but a loaded stage has none until you set them (`stage.token = ...`). `trust_remote_code` is
+    kept, so load pipelines only of people whose code you would run.
 
     Args:
         inputCol: Column of texts.
@@ -180,7 +180,7 @@ class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol"
         ValueError: A value is out of its range, or is given beside a `BgeEmbedder`; by `transform`: inputCol or model
             is not set, or outputCol exists already.
         TypeError: There is no such argument; by `transform`: the column does not hold strings.
-        BgeError: The model cannot be used; see `BgeEmbedder`. `transform` refuses what was set later.
+        BgeError: The model cannot be used; see `BgeEmbedder`. `transform` raises it for what was set later.
 
     Example:
         ```python
@@ -204,9 +204,9 @@ class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol"
 
 
 class BgeReranking(_Stage, core=BgeReranker, own={"queryCol": None, "inputCol": None, "outputCol": None}):
-    """A transformer that adds a column of scores (double), one a query and passage; null where one of them is null.
+    """A transformer that adds a column of scores (double), one per query and passage; null if one of them is null.
 
-    In all else it works as `BgeEmbeddings` does.
+    Otherwise it works as `BgeEmbeddings` does.
 
     Args:
         queryCol: Column of queries.
@@ -221,7 +221,7 @@ class BgeReranking(_Stage, core=BgeReranker, own={"queryCol": None, "inputCol": 
         ValueError: A value is out of its range, or is given beside a `BgeReranker`; by `transform`: queryCol, inputCol
             or model is not set, or outputCol exists already.
         TypeError: There is no such argument; by `transform`: a column does not hold strings.
-        BgeError: The model cannot be used; see `BgeReranker`. `transform` refuses what was set later.
+        BgeError: The model cannot be used; see `BgeReranker`. `transform` raises it for what was set later.
 
     Example:
         ```python
@@ -255,24 +255,24 @@ def populate_partitions(
     id_col: str | None = None,
     metadata_cols: Iterable[str] | None = None,
 ) -> PopulateReport:
-    """Bring a store up to date with a DataFrame's rows, each partition by a `populate` of its own, in its worker.
+    """Bring a store up to date with a DataFrame's rows; the worker of each partition runs `populate` on it.
 
-    Only reports come back. A second run computes nothing twice: after a failure the same call goes on where it stopped.
+    Only the reports return to the driver. A second run computes nothing twice: after a failure the same call continues.
     A task that Spark repeats embeds only what its first run left, and reports the rest as skipped.
 
     Args:
         df: The rows. As many partitions are written at a time as tasks run.
-        store_factory: Opens the store, in the worker, once a partition; pickled. All workers write at the same time: to
-            a server, or each partition to a store of its own (`pyspark.TaskContext.get().partitionId()`). Folders of
-            Chroma's and Qdrant's are for one process.
+        store_factory: Function that opens the store; each worker calls it once per partition, so it must pickle. All
+            workers write at the same time: to a server, or each partition to a store of its own
+            (`pyspark.TaskContext.get().partitionId()`). Only one process may write to a folder of Chroma's or Qdrant's.
         text_column: Column of texts. A null is a bad document, see `on_error`.
         id_column: Column of the documents' own ids, cast to strings; None, or a null, takes the hash of the content.
         metadata_columns: Columns of metadata: strings, numbers, booleans, arrays, structs. Nulls are left out.
         batch_size: As in `populate`.
         on_error: As in `populate`. A failure's `position` counts within its partition.
-        text_col: The former name of `text_column`, which warns.
-        id_col: The former name of `id_column`, which warns.
-        metadata_cols: The former name of `metadata_columns`, which warns.
+        text_col: The former name of `text_column`; using it warns.
+        id_col: The former name of `id_column`; using it warns.
+        metadata_cols: The former name of `metadata_columns`; using it warns.
 
     Returns:
         The sum over the partitions; `seconds` is wall time.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Pooling(StrEnum):
-    """The ways in which token vectors become one vector a text."""
+    """The ways in which token vectors become one vector per text."""
 
     CLS = "cls"
     """The first token's vector: every BERT and XLM-RoBERTa BGE model."""
@@ -54,9 +54,9 @@ class M3Embeddings:
     """The outputs of bge-m3 for n texts; an output that was not asked for is None.
 
     Attributes:
-        dense: One vector a text, float32 (n, dim).
-        sparse: One `SparseEmbedding` a text.
-        colbert: One vector a token, a float32 (tokens - 1, dim) array a text: all tokens but the first, `<s>`.
+        dense: One vector per text, float32 (n, dim).
+        sparse: One `SparseEmbedding` per text.
+        colbert: One vector per token, a float32 (tokens - 1, dim) array per text: all tokens but the first, `<s>`.
     """
 
     dense: NDArray[np.float32] | None

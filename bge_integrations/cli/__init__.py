@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; exit with what to install if its own extra is missing."""
+    """Run the command line, or exit with a message that says what to install if the extra `cli` is missing."""
     try:
         from bge_integrations.cli.app import app
     except ModuleNotFoundError as error:

@@ -40,20 +40,20 @@ Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16, or int8 (openvino). Default: the device's.")
 ]
 Backend = Annotated[
-    Literal["auto", "torch", "openvino", "sentence_transformers"], typer.Option(help="What runs the model.")
+    Literal["auto", "torch", "openvino", "sentence_transformers"], typer.Option(help="Library that runs the model.")
 ]
 Store = Annotated[Path, typer.Option(help="Folder of the store.", file_okay=False)]
 
 
 @app.command()
-def models(kind: Annotated[str | None, typer.Option(help="Only embedder or reranker.")] = None) -> None:
+def models(kind: Annotated[str | None, typer.Option(help="List only this kind: embedder or reranker.")] = None) -> None:
     """List the catalogue: every BGE text model with its facts."""
     from rich.table import Table
 
     from bge_integrations.catalog import list_models
 
     if kind not in (None, "embedder", "reranker"):
-        raise typer.BadParameter("kind is embedder or reranker.", param_hint="--kind")
+        raise typer.BadParameter("kind must be embedder or reranker.", param_hint="--kind")
     table = Table("model", "kind", "dim", "tokens", "languages", "licence", "runs")
     for spec in list_models(kind):
         facts = (spec.id, spec.kind, spec.dim or "", spec.max_length, spec.languages, spec.license)
@@ -72,7 +72,7 @@ def index(
     ] = None,
     chunk_size: Annotated[int, typer.Option(help="Most tokens of a chunk.", min=16)] = 256,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove too what the store holds of files under PATHS that are gone.")
+        bool, typer.Option("--prune", help="Also remove the chunks of files under PATHS that are gone.")
     ] = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -80,8 +80,8 @@ def index(
 ) -> None:
     """Index Markdown, reStructuredText and text files and the docstrings of Python files into Chroma on disk.
 
-    Run it again after files have changed: chunks that the store holds are not computed again, and those whose text is
-    gone from a file are removed once the new ones are in. Files that are not under PATHS keep theirs.
+    Run it again after files have changed: chunks that the store holds are not embedded again, and chunks whose text is
+    gone from a file are removed once the new ones are stored. The chunks of files that are not under PATHS stay.
     """
     _require("chromadb", "langchain_chroma", "langchain_text_splitters")
     from bge_integrations.cli.corpus import SUFFIXES, find_files, most_tokens
@@ -91,7 +91,7 @@ def index(
 
     files = find_files(paths)
     if not files and not prune:
-        raise typer.BadParameter(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}.")
+        raise typer.BadParameter(f"There is no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}.")
     model = _absolute(model or remembered_model(store) or EMBEDDER)
     embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
     # This refuses a model that cannot be used, before a store is made.
@@ -159,7 +159,7 @@ def ask(
         check_fingerprint(chroma, embeddings.embedder.fingerprint)
         for rank, (document, distance) in enumerate(chroma.similarity_search_with_score(question, k=top_n), start=1):
             _show(rank, document, distance=distance)
-        _console(stderr=True).print("No reranker: passages in the order of retrieval.", style="yellow")
+        _console(stderr=True).print("No reranker was chosen: passages are in the order of retrieval.", style="yellow")
         return
     rerank = BgeRerank(model=_absolute(reranker), device=device, dtype=dtype, backend=backend)
     retriever = RerankingRetriever(vector_store=chroma, reranker=rerank, fetch_k=fetch_k, top_n=top_n)
@@ -192,17 +192,19 @@ def evaluate(
         typer.Option(help=f'Reranker: id or folder, or "none". Default: {RERANKER} with {EMBEDDER}, else none.'),
     ] = None,
     fetch_k: Annotated[int, typer.Option(help="Passages to fetch and to rerank.", min=10)] = 50,
-    queries: Annotated[int | None, typer.Option(help="Queries at most, always the same. Default: all.", min=1)] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Most queries to measure, always the same. Default: all.", min=1)
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the numbers too: a .png, .svg or .pdf file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: Backend = "auto",
 ) -> None:
-    """Measure a pair on a labelled set in BEIR's layout: nDCG@10, MRR@10 and recall, without and with the reranker.
+    """Measure an embedder, and the gain of a reranker, on a labelled set in BEIR's layout: nDCG@10, MRR@10, recall.
 
     The search is exact, and texts over a model's length are cut. The gain's 95 % interval is that of a paired bootstrap
-    over queries: an interval on both sides of 0 says that the gain may be chance.
+    over queries: an interval that includes 0 says that the gain may be chance.
     """
     _require("ir_measures", *(["matplotlib"] if picture else []), extra="cli,eval")
     from bge_integrations import BgeEmbedder, BgeReranker, evaluation
@@ -238,11 +240,11 @@ def embed(
 ) -> None:
     """Embed JSON lines from stdin to stdout.
 
-    In, an object a line with "text":
+    Each input line is an object with "text":
 
     {"text": "Pandas eat bamboo.", "id": 7}
 
-    Out, the same object, its other keys kept, with "embedding":
+    Each output line is the same object with its other keys and "embedding":
 
     {"text": "Pandas eat bamboo.", "id": 7, "embedding": [0.012, -0.034, ...]}
     """
@@ -267,11 +269,12 @@ def rerank(
 ) -> None:
     """Rerank JSON lines from stdin to stdout.
 
-    In, an object a line with "query" and "documents":
+    Each input line is an object with "query" and "documents":
 
     {"query": "what do pandas eat?", "documents": ["Paris.", "Bamboo."]}
 
-    Out, the same object, its other keys kept, with "results", best first, where "index" counts documents from 0:
+    Each output line is the same object with its other keys and "results", best first, where "index" counts documents
+    from 0:
 
     {..., "results": [{"index": 1, "score": 0.97, "logit": 3.5}, ...]}
     """
@@ -294,8 +297,8 @@ def export(
 ) -> None:
     """Export a model to ONNX: a folder that Transformers.js and ONNX Runtime take as it is.
 
-    Writes onnx/model.onnx (float32) and onnx/model_quantized.onnx (8-bit weights), runs both and compares them with the
-    model. Tokenizer, config and a card that says how to use them lie beside.
+    The command writes onnx/model.onnx (float32) and onnx/model_quantized.onnx (8-bit weights), runs both and compares
+    them with the model. The folder also holds the tokenizer, the config and a card that says how to use them.
     """
     from bge_integrations.export import export_onnx
 
@@ -315,16 +318,16 @@ def quantize(
     texts: Annotated[
         Path | None,
         typer.Option(
-            help='Some hundred texts to calibrate on: a line each, or JSON lines with "text". Default: English prose.',
+            help='Some hundred texts to calibrate on: one per line, or JSON lines with "text". Default: English prose.',
             exists=True,
             dir_okay=False,
         ),
     ] = None,
     like: Annotated[str | None, typer.Option(help="The id that a fine-tune or a bare folder descends from.")] = None,
 ) -> None:
-    """Quantize a model to int8 for OpenVINO: the fastest on a CPU, in a folder that is a model of its own.
+    """Quantize a model to int8 for OpenVINO, the fastest way to run it on a CPU, and write it as a new model folder.
 
-    The folder has its own fingerprint: a store that the model filled has to be filled again.
+    The new model has its own fingerprint: a store that the original model filled has to be filled again.
     """
     from bge_integrations.cli.lines import read_texts
     from bge_integrations.export import quantize_openvino
@@ -341,12 +344,14 @@ def quantize(
 
 @app.command()
 def doctor(
-    check: Annotated[bool, typer.Option("--check", help="Run the pair on every backend and device too.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also run the models that ship on every backend and device.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a bug report.")] = False,
 ) -> None:
-    """Show what this machine has and lacks: versions, devices, backends, folders, and what is taken by default.
+    """Show what this machine has and lacks: versions, devices, backends, folders, and the defaults.
 
-    Ends with exit code 1 where --check fails.
+    The exit code is 1 if --check fails.
     """
     from bge_integrations.cli import doctor as work
     from bge_integrations.cli.lines import write_line

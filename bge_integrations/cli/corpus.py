@@ -40,7 +40,7 @@ def read_chunks(path: Path, count_tokens: Callable[[str], int], chunk_size: int)
     """Split one file into chunks.
 
     Args:
-        path: The file; anything but .py, .md, .markdown and .rst is read as plain text.
+        path: The file; any suffix other than .py, .md, .markdown and .rst is read as plain text.
         count_tokens: Returns the length of a text in the model's tokens.
         chunk_size: Most tokens of a chunk.
 

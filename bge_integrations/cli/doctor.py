@@ -63,7 +63,7 @@ _SAME = 0.99
 
 
 def examine(embedder: str, reranker: str, *, check: bool) -> dict[str, Any]:
-    """Find out what a bug report needs, as JSON can hold it.
+    """Collect the facts that a bug report needs, in types that JSON can represent.
 
     Args:
         embedder: The embedder that `check` runs.
@@ -112,7 +112,7 @@ def show(console: Console, facts: dict[str, Any]) -> None:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     rows = [(name, "fails" if why else "usable", why) for name, why in facts["backends"].items()]
     _print_table(console, ("backend", "", "why"), rows)
-    _print_table(console, ("without a choice", "is taken"), list(facts["auto"].items()))
+    _print_table(console, ("default", "value"), list(facts["auto"].items()))
     rows = [(name, place["path"], _state_of(place)) for name, place in facts["folders"].items()]
     rows += [(name, value, "") for name, value in facts["environment"].items()]
     rows.append(("hub", "not asked: offline" if facts["offline"] else "asked for models that are not here", ""))
@@ -175,7 +175,7 @@ def _choices(found: list[dict[str, Any]]) -> dict[str, str]:
     """Return the default device, and the default backend, dtype and tokens of a forward on each kind of device."""
     choices = {"device": next((one["device"] for one in found if one["best"]), "none")}
     for kind in ("cuda", "mps", "cpu"):
-        numbers = f"{devices.default_dtype(kind)}, {devices.default_batch_tokens(kind)} tokens a forward"
+        numbers = f"{devices.default_dtype(kind)}, {devices.default_batch_tokens(kind)} tokens per forward"
         large = "openvino for encoders of 50 MB or more, else " if kind == "cpu" and openvino_pays_here() else ""
         choices[f"backend on {kind}"] = f"{large}torch ({numbers})"
     choices["backend of other architectures"] = "sentence_transformers"
@@ -222,8 +222,8 @@ def _examine_folder(folder: Path, variable: str) -> dict[str, Any]:
 
 def _state_of(folder: dict[str, Any]) -> str:
     if not folder["writable"]:
-        return f"cannot be written to: set {folder['variable']} to a folder that can"
-    return f"{'there' if folder['exists'] else 'made at first use'}, {_gigabytes(folder['free'])} free"
+        return f"cannot be written to: set {folder['variable']} to a folder that you may write to"
+    return f"{'exists' if folder['exists'] else 'created at first use'}, {_gigabytes(folder['free'])} free"
 
 
 def _gigabytes(size: int) -> str:
@@ -237,7 +237,7 @@ def _is_offline() -> bool:
 
 
 def _check(embedder: str, reranker: str, found: list[dict[str, Any]], backends: dict[str, str]) -> list[dict[str, Any]]:
-    """Run the models on the CPU with torch, then wherever else they can run; each run must agree with the first."""
+    """Run the models with torch on the CPU, then wherever else they run; each run must agree with the first."""
     places = [("torch", one["device"]) for one in reversed(found)]
     places += [(name, "cpu") for name in ("openvino", "sentence_transformers") if not backends[name]]
     runs, expected = list[dict[str, Any]](), dict[str, Any]()
@@ -264,7 +264,8 @@ def _answer(embedder: str, reranker: str, backend: Any, device: str, expected: d
         cache.clear()
     if (passages @ query).argmax() != _ANSWER or results[0].index != _ANSWER:
         raise RuntimeError(
-            f"the search finds {(passages @ query).argmax()}, reranking {results[0].index}: not {_ANSWER}."
+            f"the search finds passage {(passages @ query).argmax()} and reranking passage {results[0].index}; "
+            f"the right one is {_ANSWER}."
         )
     agreement = (passages * expected.setdefault("passages", passages)).sum(axis=1).min()
     if agreement < _SAME:

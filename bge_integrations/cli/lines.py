@@ -39,7 +39,7 @@ def read_lines(stream: Iterable[str], *strings: str, lists: Iterable[str] = ()) 
 
 
 def read_texts(lines: list[str]) -> list[str]:
-    """Return the texts of plain lines, or of JSON lines with "text" if the first begins with a brace; no blank ones.
+    """Return the texts of lines, or of JSON lines with "text" if the first begins with a brace; skip blank lines.
 
     Raises:
         typer.BadParameter: A line is wrong; the message names it and what it lacks.

@@ -14,7 +14,7 @@ _COLOURS = {"retrieved": "blue", "reranked": "green"}
 
 
 def as_json(data: LabelledSet, result: Evaluation) -> dict[str, Any]:
-    """Return the result as JSON can hold it, with gains and intervals if there was a reranker."""
+    """Return the result in types that JSON can represent, with gains and intervals if there was a reranker."""
     measures: dict[str, dict[str, Any]] = {}
     for measure in result.measures:
         measures[measure] = {name: measured.mean(measure) for name, measured in _sides(result).items()}
@@ -47,7 +47,9 @@ def show(console: Console, data: LabelledSet, result: Evaluation) -> None:
             mean, colour = measured.mean(measure), _COLOURS[name]
             bar = ProgressBar(1, mean, _BAR_WIDTH, complete_style=colour, finished_style=colour)
             bars.add_row(measure, name, bar, f"{mean:.3f}")
-    table.add_row("ms a query (median)", *(f"{measured.run.milliseconds:.0f}" for measured in _sides(result).values()))
+    table.add_row(
+        "ms per query (median)", *(f"{measured.run.milliseconds:.0f}" for measured in _sides(result).values())
+    )
     console.print(table)
     console.print(bars)
 
@@ -56,13 +58,13 @@ def check_picture(file: Path) -> None:
     """Refuse a picture that could not be written, before anything is computed.
 
     Raises:
-        ValueError: Its folder does not exist, or its suffix names no kind of picture.
+        ValueError: Its folder does not exist, or its suffix is not that of a supported picture format.
     """
     from matplotlib.figure import Figure
 
     kinds = Figure().canvas.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in kinds:
-        raise ValueError(f"{file} names no kind of picture that can be drawn: {', '.join(sorted(kinds))}.")
+        raise ValueError(f"The suffix of {file} is not a picture format. Possible are {', '.join(sorted(kinds))}.")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"There is no folder {file.parent} for the picture.")
 

@@ -60,9 +60,9 @@ class Embedder(ModelUser, ABC, Generic[E]):
             The embeddings in the order of the texts, as the class documents them.
 
         Raises:
-            TypeError: A bare string, or an element that is not a string, with its index.
-            ValueError: A text that is not valid Unicode, with its index.
-            InputTooLongError: A text over `max_length`, with `on_truncate="raise"`.
+            TypeError: `texts` is a bare string, or an element is not a string; the message has its index.
+            ValueError: A text is not valid Unicode; the message has its index.
+            InputTooLongError: A text is over `max_length`, with `on_truncate="raise"`.
         """
         return self._encode(texts, "query", show_progress)
 
@@ -86,7 +86,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
             positions: The numbers by which the warning about cut texts names them; None takes their indices.
 
         Raises:
-            TypeError: A bare string, or an element that is not a string, with its index.
+            TypeError: `texts` is a bare string, or an element is not a string; the message has its index.
         """
         options = self._options["document"]
 
@@ -101,7 +101,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
 
         Args:
             texts: Any iterable of documents, read as it is needed.
-            chunk_size: Documents of a step.
+            chunk_size: Number of documents per step.
 
         Returns:
             An iterator over the embeddings of `chunk_size` texts at a time, in order; the last step may be shorter.
@@ -162,7 +162,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
 
     @abstractmethod
     def _result(self, rows: Rows) -> E:
-        """Turn rows into the embeddings that a caller gets."""
+        """Turn rows into the embeddings that a call returns."""
 
     @abstractmethod
     def _no_result(self) -> E:
@@ -204,25 +204,27 @@ class Embedder(ModelUser, ABC, Generic[E]):
 class BgeEmbedder(Embedder[FloatArray]):
     """A BGE embedding model, or any sentence-transformers text model.
 
-    Cheap to construct: weights load at first use, once a process, and are shared with every other object that uses the
-    model. Holds configuration only, so it pickles, deep-copies and may be used from any number of threads.
+    It is cheap to construct: the weights load at first use, once per process, and are shared with every other object
+    that uses the model. It holds configuration only, so you can pickle it, deep-copy it and use it from any number of
+    threads.
 
     A call returns a float32 array (n, dim), one vector for each text.
 
     Args:
-        model: A catalogue id such as "BAAI/bge-base-en-v1.5", a hub id, or a folder: the one that the path names when
-            the object is made. Links are followed at each call.
+        model: A catalogue id such as "BAAI/bge-base-en-v1.5", a hub id, or a folder. A relative path is resolved when
+            the object is made; symbolic links are followed at each call.
         query_instruction: Text before each query, or the task for a model with a template (the LLM-based embedders:
-            describe() shows it). None takes the catalogue's (or, outside it, the model's own "query"
-            prompt); "" adds nothing.
-        document_instruction: Text before each document. None takes the catalogue's, which only llm-embedder has (or,
-            outside it, the model's own "document" prompt), and none beside a `query_instruction`; "" adds nothing.
+            describe() shows it). None takes the instruction in the catalogue or, for a model outside it, the model's
+            own "query" prompt; "" adds nothing.
+        document_instruction: Text before each document. None takes the instruction in the catalogue (only llm-embedder
+            has one, and a given `query_instruction` leaves it out) or, for a model outside it, the model's own
+            "document" prompt; "" adds nothing.
         task: The name of a published pair of instructions, such as "qa" of llm-embedder.
         examples: Few-shot examples of bge-en-icl, put before every query: dicts with "query" and "response", and
             "instruct" where it is not the query instruction.
-        normalize: Scale vectors to length 1. None takes the catalogue's, else what the folder says.
-        max_length: Tokens at which a text is cut, special tokens included. None takes the catalogue's, else the
-            folder's.
+        normalize: Scale vectors to length 1. None takes the setting in the catalogue, else that of the folder.
+        max_length: Tokens at which a text is cut, special tokens included. None takes the limit in the catalogue, else
+            that of the folder.
         truncate_dim: Keep only this many leading dimensions, for models trained for that (Matryoshka).
         on_truncate: What a text over `max_length` causes: one warning per call, an error, or nothing.
         backend: "torch", "openvino" (on a CPU; extra `openvino`), or "sentence_transformers" for that library's own
@@ -236,15 +238,15 @@ class BgeEmbedder(Embedder[FloatArray]):
         like: The catalogue id that a fine-tune or a bare folder descends from.
         cache: The cache that holds the loaded model; None is the process-wide cache.
         cache_folder: Where downloads are kept; None is the hub's own folder.
-        token: For private or gated repositories. Never shown by `repr`.
+        token: Access token for private or gated repositories. `repr` never shows it.
         local_files_only: Never ask the hub.
         trust_remote_code: Run Python code that the repository brings.
 
     Raises:
-        UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
-        WrongKindError: A reranker.
-        UnsupportedModelError: A model this version cannot run.
-        ValueError: An argument out of its range.
+        UnknownModelError: The model is a mistyped catalogue id; the message names the nearest ones.
+        WrongKindError: The model is a reranker.
+        UnsupportedModelError: This version cannot run the model.
+        ValueError: An argument is out of its range.
 
     Example:
         >>> embedder = BgeEmbedder("BAAI/bge-base-en-v1.5")
@@ -346,8 +348,8 @@ _OF_THE_FOLDER = ("query_instruction", "document_instruction", "task", "examples
 class FolderEmbedder(BgeEmbedder):
     """An embedder that computes what `SentenceTransformer(folder).encode(text)` does, for queries and documents alike.
 
-    Pooling (the mean where there is no modules.json), normalisation, max length and prompts come from the folder. It is
-    made for code that must reproduce the vectors of an existing index.
+    Pooling (the mean where there is no modules.json), normalisation, max length and prompts come from the folder. Use
+    it to reproduce the vectors of an existing index.
 
     Args:
         model: As in `BgeEmbedder`, like all other arguments but those that the folder decides: instructions, `task`,

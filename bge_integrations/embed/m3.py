@@ -38,7 +38,7 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
     The other arguments are those of `BgeEmbedder`; bge-m3 takes no instruction.
 
     Raises:
-        UnsupportedModelError: A model that has no such outputs.
+        UnsupportedModelError: The model has no such outputs.
         MissingWeightsError: At first use, the folder lacks a head that is asked for.
         ValueError: `outputs` is empty or names something else.
 
@@ -75,7 +75,7 @@ class BgeM3Embedder(Embedder[M3Embeddings]):
             "colbert" (`maxsim`), "sparse+dense" and "colbert+sparse+dense" (weighted means).
 
         Raises:
-            TypeError: Something that is not a pair of strings, with its index.
+            TypeError: An element is not a pair of strings; the message has its index.
             ValueError: `weights` are not three numbers, or those of dense and sparse sum to 0.
         """
         everything, scores = self.with_outputs(*OUTPUTS), _Scores(weights)

@@ -1,4 +1,4 @@
-"""From an embedder's arguments, the catalogue and the model's files to a plan: prompts, limits and the head."""
+"""How an embedder's arguments, the catalogue and the model's files become a plan: prompts, limits and the head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,10 +138,11 @@ class FolderOptions:
 
 
 def query_frame(template: str | None, instruction: str, examples: Sequence[Example]) -> tuple[str, str, str]:
-    """Return the text before a query that is never cut, the text right before it, cut with it, and the text after it.
+    """Return the text before a query that is never cut, the prefix that is cut with it, and the text after it.
 
     Args:
-        template: The model's, with `{instruction}` and `{query}`; None where the instruction is simply put before.
+        template: The model's template, with `{instruction}` and `{query}`; None where the instruction is simply put
+            before.
         instruction: The instruction, or the task of a template; "" leaves out the part that names it.
         examples: The few-shot examples to put before the query.
     """
@@ -198,7 +199,9 @@ def _check_vector(dim: int, dense: Dense, resolved: Resolved) -> None:
     if dim > resolved.folder.dim:
         raise ValueError(f"truncate_dim={dim} is more than the {resolved.folder.dim} dimensions of {resolved.name}.")
     if resolved.folder.normalize and not dense.normalize and resolved.key.backend == "sentence_transformers":
-        raise ValueError(f"normalize=False: the pipeline of {resolved.name} ends in Normalize, and it runs as a whole.")
+        raise ValueError(
+            f"normalize=False is not possible: the pipeline of {resolved.name} ends in Normalize and runs as a whole."
+        )
 
 
 def _check_outputs(outputs: tuple[str, ...], resolved: Resolved) -> None:
@@ -209,8 +212,8 @@ def _check_outputs(outputs: tuple[str, ...], resolved: Resolved) -> None:
     if lacking := [name for name in outputs if name != "dense" and name not in heads]:
         raise MissingWeightsError(
             f"{resolved.folder.root} lacks {', '.join(f'{name}_linear.pt' for name in lacking)}, so {resolved.name} "
-            f"cannot give its {' and '.join(lacking)} output: heads are never made up. Download the files, or leave "
-            "it out of outputs=."
+            f"cannot give its {' and '.join(lacking)} output: heads are never initialised at random. "
+            "Download the files, or leave that output out of outputs=."
         )
     if backend in ("openvino", "sentence_transformers"):
         raise UnsupportedModelError(

@@ -118,7 +118,7 @@ def evaluate(
         ValueError: `fetch_k` is under 10.
     """
     if fetch_k < DEPTH:
-        raise ValueError(f"fetch_k must be {DEPTH} or more, which the measures look at, not {fetch_k}.")
+        raise ValueError(f"fetch_k must be {DEPTH} or more, as the measures look at so many passages, not {fetch_k}.")
     _require_ir_measures()
     if reranker is not None:
         reranker.describe()  # one that cannot be used is refused before anything is computed
@@ -137,7 +137,7 @@ def retrieve(embedder: BgeEmbedder, data: LabelledSet, top: int = 50, *, show_pr
     Args:
         embedder: Embeds documents and queries.
         data: The set.
-        top: Documents for each query; of equal ones the earlier comes first.
+        top: Number of documents per query; of documents with equal scores the earlier comes first.
         show_progress: Show progress bars, where stderr is a terminal.
     """
     names, shown = list(data.documents), _shown(show_progress)
@@ -205,7 +205,7 @@ def mean_interval(gains: Sequence[Sequence[float]], draws: int = DRAWS) -> tuple
 
     Args:
         gains: For each set, the gains of its queries; every set weighs the same.
-        draws: How often queries are drawn anew.
+        draws: Number of bootstrap samples of the queries.
 
     Returns:
         The interval's lower and upper end.

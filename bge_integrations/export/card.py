@@ -52,7 +52,7 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def card(subject: Subject, folder_name: str, full: float, quantized: float) -> str:
-    """Return the text of README.md: where the model comes from, how near the export is, how it is used.
+    """Return the text of README.md: where the model comes from, how near its output is, how to use it.
 
     Args:
         subject: The exported model.

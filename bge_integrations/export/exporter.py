@@ -65,8 +65,8 @@ def export_onnx(
     Raises:
         ValueError: `folder` is not empty, or not a folder.
         MissingExtraError: The extra `onnx` is not installed.
-        UnknownModelError, MissingWeightsError: What `BgeEmbedder` or `BgeReranker` would refuse too.
-        UnsupportedModelError: A model that cannot be exported; the message says which can.
+        UnknownModelError, MissingWeightsError: `BgeEmbedder` or `BgeReranker` would refuse the model too.
+        UnsupportedModelError: The model cannot be exported; the message says which can.
 
     Example:
         >>> export_onnx("bge-integrations/mini-embedder-en", "mini-onnx").agreement["onnx/model.onnx"] > 0.9999

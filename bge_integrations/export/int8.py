@@ -69,8 +69,8 @@ def quantize_openvino(
     Args:
         model: A catalogue id, a hub id, or a folder.
         folder: Where to write: a new or an empty folder.
-        texts: Some hundred texts such as the model will see; of more than 300, every n-th is taken. None takes the
-            package's own.
+        texts: A few hundred texts like those that the model will see; of more than 300, every n-th is used. None uses
+            the package's own texts.
         like: The catalogue id that a fine-tune or a bare folder descends from.
         revision: The hub's branch, tag or commit.
         cache_folder: Where downloads are kept; None is the hub's own folder.
@@ -80,15 +80,17 @@ def quantize_openvino(
     Raises:
         ValueError: `folder` is not empty, or there are fewer than 16 texts.
         MissingExtraError: The extra `openvino` is not installed.
-        UnknownModelError, MissingWeightsError: What `BgeEmbedder` or `BgeReranker` would refuse too.
-        UnsupportedModelError: A model that OpenVINO cannot run here.
+        UnknownModelError, MissingWeightsError: `BgeEmbedder` or `BgeReranker` would refuse the model too.
+        UnsupportedModelError: OpenVINO cannot run the model here.
     """
     started = time.perf_counter()
     target = free(Path(folder))
     require_openvino("nncf")
     chosen = default_texts() if texts is None else checked_texts(texts)
     if len(chosen) < LEAST_TEXTS:
-        raise ValueError(f"{len(chosen)} texts are too few to calibrate on: give {LEAST_TEXTS}, better some hundred.")
+        raise ValueError(
+            f"{len(chosen)} texts are too few to calibrate on: give {LEAST_TEXTS} or more, better some hundred."
+        )
     named = ModelSource(
         model=model, kind="embedder", path=named_folder(model), revision=revision, backend="openvino", like=like,
         cache_folder=cache_folder, token=token, local_files_only=local_files_only,

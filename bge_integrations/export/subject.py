@@ -110,8 +110,8 @@ def find_subject(source: ModelSource) -> Subject:
         source: The model that the caller named; its `kind` is not read.
 
     Raises:
-        UnknownModelError, MissingWeightsError: As an embedder or a reranker would.
-        UnsupportedModelError: A model that cannot be exported; the message says which can.
+        UnknownModelError, MissingWeightsError: `BgeEmbedder` or `BgeReranker` would refuse the model too.
+        UnsupportedModelError: The model cannot be exported; the message says which can.
     """
     check_name(source.model)
     try:

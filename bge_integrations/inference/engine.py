@@ -384,7 +384,7 @@ class Queue:
             size.add(item.length)
         self._budget, self._clean = max(1, size.tokens // 2), 0
         self._failed_at = size.tokens
-        logger.warning("out of memory at %d tokens a batch; going on with %d", size.tokens, self._budget)
+        logger.warning("out of memory at %d tokens per batch; going on with %d", size.tokens, self._budget)
         for call, chosen in by_call(items).items():
             call.put_back([items[i] for i in chosen])
 

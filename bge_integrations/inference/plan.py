@@ -1,4 +1,4 @@
-"""Plans, as data: what the tokenizer does to each text of one kind of call, and what is kept of the forward."""
+"""Plans: data that says what the tokenizer does to each text of a call, and what is kept of the forward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -12,8 +12,8 @@ from bge_integrations.langchain.fields import LangChainModel
 class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
     """A BGE (or any sentence-transformers) embedder for LangChain; cheap to make, its weights load at first use.
 
-    All objects with the same model share one copy of the weights and one queue, also with LlamaIndex's and the core's.
-    Queries get the catalogue's instruction, documents none, unless you say otherwise.
+    All objects with the same model, including `BgeEmbedder` and the classes for LlamaIndex, share one copy of the
+    weights and one queue. Queries get the instruction in the catalogue and documents none, unless you give others.
 
     Example:
         ```python
@@ -30,7 +30,7 @@ class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
 
     @property
     def embedder(self) -> BgeEmbedder:
-        """The core embedder that does the work."""
+        """The `BgeEmbedder` that computes the vectors."""
         embedder: BgeEmbedder = self._built or self._core()
         return embedder
 
@@ -38,7 +38,7 @@ class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
         """Embed documents.
 
         Args:
-            texts: Any number of texts; they are taken as they are.
+            texts: Any number of texts; they are embedded unchanged.
 
         Returns:
             One vector of `embedder.dim` floats per text, in the order of the texts; [] for [].
@@ -60,9 +60,9 @@ class BgeEmbeddings(DenseFields, LangChainModel, Embeddings):
         return to_lists(self.embedder.encode_queries([text]))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents; as `embed_documents`, off the event loop."""
+        """Embed documents as `embed_documents` does, without blocking the event loop."""
         return await ato_lists(await self.embedder.aencode_documents(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Embed one query; as `embed_query`, off the event loop."""
+        """Embed one query as `embed_query` does, without blocking the event loop."""
         return to_lists(await self.embedder.aencode_queries([text]))[0]

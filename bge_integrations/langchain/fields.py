@@ -65,7 +65,7 @@ class M3Fields(LangChainModel):
 
     @property
     def embedder(self) -> BgeM3Embedder:
-        """The core embedder that does the work."""
+        """The `BgeM3Embedder` that computes the outputs."""
         embedder: BgeM3Embedder = self._built or self._core()
         return embedder
 

@@ -44,7 +44,7 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
         ```
 
     Raises:
-        ValueError: A key of `model_kwargs` or `encode_kwargs` that cannot be honoured; the message says what to do.
+        ValueError: A key of `model_kwargs` or `encode_kwargs` is not supported; the message says what to do.
         UnknownModelError: The id is not in the catalogue though it looks as if it should be.
         WrongKindError: The model is a reranker.
         pydantic.ValidationError: An argument is unknown or of the wrong type.
@@ -107,13 +107,13 @@ class HuggingFaceBgeEmbeddings(NamedModel, Embeddings):
         return self._lists(self._core().encode_documents(texts, self._show_progress))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents; as `embed_documents`, off the event loop."""
+        """Embed documents as `embed_documents` does, without blocking the event loop."""
         texts = _one_line(texts, self.embed_instruction)
         vectors = await self._core().aencode_documents(texts, self._show_progress)
         return await asyncio.to_thread(self._lists, vectors)
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Embed one query; as `embed_query`, off the event loop."""
+        """Embed one query as `embed_query` does, without blocking the event loop."""
         texts = _one_line([text], self.query_instruction)
         vectors = await self._core().aencode_documents(texts, self._show_progress)
         return (await asyncio.to_thread(self._lists, vectors))[0]

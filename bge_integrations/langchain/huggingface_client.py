@@ -7,8 +7,8 @@ from bge_integrations.embed.embedder import FolderEmbedder
 from bge_integrations.langchain.huggingface_kwargs import embedder_arguments, finish
 
 _LEFT_OUT = (
-    "HuggingFaceBgeEmbeddings.client is no SentenceTransformer, as the model is shared. It has encode, tokenize, "
-    "tokenizer, device, max_seq_length and get_sentence_embedding_dimension; set other limits with "
+    "HuggingFaceBgeEmbeddings.client is not a whole SentenceTransformer, as the model is shared. It supports encode, "
+    "tokenize, tokenizer, device, max_seq_length and get_sentence_embedding_dimension. For another limit use "
     "BgeEmbeddings(max_length=...)."
 )
 
@@ -39,7 +39,7 @@ class Client:
             `convert_to_tensor` a tensor, with `convert_to_numpy=False` a list of tensors.
 
         Raises:
-            ValueError: An argument that cannot be honoured; the message says what to do.
+            ValueError: An argument is not supported; the message says what to do.
         """
         embedder = self._embedder(encode_kwargs)
         texts = [sentences] if isinstance(sentences, str) else sentences

@@ -49,7 +49,7 @@ class Finish:
     """The steps that are applied to the pipeline's vectors, in this order.
 
     Attributes:
-        truncate_dim: Keep only so many leading dimensions; None keeps all.
+        truncate_dim: Keep only this many leading dimensions; None keeps all.
         normalize: Scale vectors to length 1.
         precision: The type that the numbers are converted to.
     """
@@ -81,7 +81,7 @@ def embedder_arguments(model_kwargs: Mapping[str, Any], encode_kwargs: Mapping[s
     `similarity_fn_name`, `batch_size` and `chunk_size` are accepted without effect, as they change no vector.
 
     Raises:
-        ValueError: A key or value cannot be honoured; the message says what to do.
+        ValueError: A key or value is not supported; the message says what to do.
         TypeError: The device is a list, or the prompts are no dict.
     """
     _refuse("model_kwargs", model_kwargs, _MODEL_KEYS, _REFUSED_MODEL_KEYS)
@@ -121,10 +121,10 @@ def _named(value: object) -> object:
 
 
 def _refuse(which: str, given: Mapping[str, Any], possible: Set[str], refused: Mapping[str, str]) -> None:
-    """Refuse unknown keys, and keys that cannot be honoured unless their value is empty."""
+    """Refuse unknown keys, and keys that are not supported unless their value is empty."""
     for key, value in given.items():
         if key in refused and value:
-            raise ValueError(f"{which}[{key!r}] cannot be honoured. {refused[key]}")
+            raise ValueError(f"{which}[{key!r}] is not supported. {refused[key]}")
         if key not in possible and key not in refused:
             raise ValueError(f"{which}[{key!r}] is not an argument. Possible are {', '.join(sorted(possible))}.")
 
@@ -136,18 +136,18 @@ def _check_encode_values(encode_kwargs: Mapping[str, Any]) -> None:
     output = encode_kwargs.get("output_value", "sentence_embedding")
     if output != "sentence_embedding":
         raise ValueError(
-            f"encode_kwargs['output_value'] is {output!r}. Only 'sentence_embedding' gives one vector a text."
+            f"encode_kwargs['output_value'] is {output!r}. Only 'sentence_embedding' gives one vector per text."
         )
     precision = encode_kwargs.get("precision")
     if precision is not None and precision not in get_args(Precision):
-        raise ValueError(f"encode_kwargs['precision'] is {precision!r}. Possible are {', '.join(get_args(Precision))}.")
+        raise ValueError(f"encode_kwargs['precision'] is {precision!r}. Use one of {', '.join(get_args(Precision))}.")
     if isinstance(encode_kwargs.get("device"), list):
         raise TypeError("encode_kwargs['device'] is a list. Give one device; texts of all callers share its queue.")
 
 
 def _backend(backend: str | None) -> str:
     if backend == "onnx":
-        raise ValueError("model_kwargs['backend'] 'onnx' cannot be honoured. Use 'torch', or leave the key out.")
+        raise ValueError("model_kwargs['backend'] 'onnx' is not supported. Use 'torch', or leave the key out.")
     return "auto" if backend in (None, "torch") else backend
 
 
@@ -158,13 +158,13 @@ def _dtype(model_kwargs: Mapping[str, Any]) -> object:
         raise TypeError(f"model_kwargs['model_kwargs'] is {type(inner).__name__}. It must be a dict.")
     if lost := [key for key, value in inner.items() if key not in _DTYPE_KEYS and value is not None]:
         raise ValueError(
-            f"model_kwargs['model_kwargs'][{lost[0]!r}] cannot be honoured. Only torch_dtype is; leave it out."
+            f"model_kwargs['model_kwargs'][{lost[0]!r}] is not supported. Only torch_dtype is; leave the key out."
         )
     given = {str(torch_name(kwargs[key])) for kwargs in (model_kwargs, inner) for key in _DTYPE_KEYS if kwargs.get(key)}
     if len(given) > 1:
         raise ValueError(f"model_kwargs give several dtypes: {', '.join(sorted(given))}. Give one torch_dtype.")
     if "auto" in given:
-        raise ValueError("torch_dtype 'auto' cannot be honoured. Name it: 'float32', 'float16', 'bfloat16'.")
+        raise ValueError("torch_dtype 'auto' is not supported. Name a dtype: 'float32', 'float16', 'bfloat16'.")
     return given.pop() if given else "float32"
 
 

@@ -31,17 +31,17 @@ Found = tuple[Document, float]
 
 
 class HybridRetriever(BaseRetriever):
-    """A retriever by meaning and by words, which fuses dense vectors of any store and sparse ones of a `SparseIndex`.
+    """A hybrid retriever: it fuses the dense results of any store with the sparse results of a `SparseIndex`.
 
-    One forward pass of bge-m3 gives both vectors, of a query as of the documents that `add_documents` (or `populate`
-    with `sparse_index=`) puts into both places. The dense search is the store's own, by the vector of that pass.
+    One forward pass of bge-m3 gives both vectors, for a query and for the documents that `add_documents` (or `populate`
+    with `sparse_index=`) puts into both places. The store does the dense search, with the dense vector of that pass.
 
     It returns copies of the documents, best first, with the fused score as the float `retrieval_score` in their
     metadata; a copy equals its original. Of documents with the same text from the same source it returns the best.
 
-    A call may bring its own `k` and `fetch_k`, and arguments for the store's search. With these or `search_kwargs`,
-    such as a filter, only what the store's own search returns is a candidate, and the sparse vectors just rank it, as
-    this package cannot apply a store's filter. Raise `fetch_k` there.
+    A call can set its own `k` and `fetch_k`, and arguments for the store's search. With such arguments or
+    `search_kwargs`, for instance a filter, only documents that the store's own search returns are candidates, and the
+    sparse vectors only rank them, as this package cannot apply a store's filter. Raise `fetch_k` in that case.
 
     Use Qdrant's store in its dense mode here: in its own hybrid mode it would run the sparse model again.
 
@@ -57,9 +57,9 @@ class HybridRetriever(BaseRetriever):
         ```
 
     Raises:
-        pydantic.ValidationError: Arguments that cannot go together; the message says which.
+        pydantic.ValidationError: Arguments cannot be combined; the message says which.
         TypeError: At a call, the store does not hold its embeddings in an attribute.
-        ValueError: At a call, a `k` under 1 or over `fetch_k`, or a store whose documents have no ids.
+        ValueError: At a call, `k` is under 1 or over `fetch_k`, or the store's documents have no ids.
         FingerprintMismatchError: At the first call, another model fills or has filled the store or the index.
     """
 
@@ -72,14 +72,14 @@ class HybridRetriever(BaseRetriever):
     k: int = Field(default=4, ge=1)
     """Documents to return."""
     fetch_k: int = Field(default=50, ge=1)
-    """Candidates from each side."""
+    """Number of candidates from the dense and from the sparse search."""
     fusion: Literal["rrf", "weights"] = "rrf"
     """"rrf" fuses ranks; "weights" fuses scores, scaled on each side to 1 for the best and 0 for the last candidate."""
     weights: tuple[Weight, Weight] = (1.0, 1.0)
     """Weights of the dense and the sparse side, with either fusion."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for the store's search, such as `filter`. A `fetch_k` in them is the store's own, where it has
-    one: how many documents it looks at before it filters. Without it, that is enough for `fetch_k` candidates."""
+    """More arguments for the store's search, such as `filter`. A `fetch_k` in them is the store's own, if it has one:
+    how many documents it looks at before it filters. If you leave it out, it is enough for `fetch_k` candidates."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -90,7 +90,7 @@ class HybridRetriever(BaseRetriever):
         if "k" in self.search_kwargs:
             raise ValueError('search_kwargs has "k". Give fetch_k= instead.')
         if not any(self.weights):
-            raise ValueError(f"weights={self.weights} for dense and sparse: give one more than 0.")
+            raise ValueError(f"weights={self.weights} for dense and sparse: at least one must be above 0.")
         scores = type(self.vector_store).similarity_search_with_score
         if self.fusion == "weights" and scores is VectorStore.similarity_search_with_score:
             raise ValueError(f'{type(self.vector_store).__name__} gives no scores. Take fusion="rrf".')
@@ -122,7 +122,7 @@ class HybridRetriever(BaseRetriever):
         return ids
 
     async def aadd_documents(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> list[str]:
-        """Put documents into both; as `add_documents`, off the event loop."""
+        """Put documents into both as `add_documents` does, without blocking the event loop."""
         ids, texts = _ids(documents, ids), texts_of(documents)
         if not ids:
             return []
@@ -236,7 +236,7 @@ class HybridRetriever(BaseRetriever):
         k = self.k if k is None else k
         fetch_k = self.fetch_k if fetch_k is None else fetch_k
         if k < 1:
-            raise ValueError(f"k={k} asks for nothing. Give 1 or more.")
+            raise ValueError(f"k={k} must be 1 or more.")
         if fetch_k < k:
             raise ValueError(f"fetch_k={fetch_k} is less than k={k}. Raise fetch_k or lower k.")
         return k, fetch_k
@@ -251,7 +251,7 @@ class HybridRetriever(BaseRetriever):
         if isinstance(own, BgeEmbedder) and own.fingerprint != dense:
             raise FingerprintMismatchError(
                 f"The store embeds with {own.model}, fingerprint {own.fingerprint}; the retriever's "
-                f"{self.embedder.model} has {dense}. Give both one model with the same settings."
+                f"{self.embedder.model} has {dense}. Give both the same model with the same settings."
             )
         check_fingerprint(self.vector_store, dense)
         self.sparse_index.check_fingerprint(self.embedder.with_outputs("sparse").fingerprint)

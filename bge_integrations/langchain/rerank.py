@@ -22,7 +22,7 @@ class RerankerModel(RerankerFields, LangChainModel):
 
     @property
     def reranker(self) -> BgeReranker:
-        """The core reranker that does the work."""
+        """The `BgeReranker` that computes the scores."""
         reranker: BgeReranker = self._built or self._core()
         return reranker
 
@@ -62,7 +62,7 @@ class _Compressor(BaseDocumentCompressor):
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Rerank documents; as `compress_documents`, off the event loop."""
+        """Rerank documents as `compress_documents` does, without blocking the event loop."""
         texts = [document.page_content for document in documents]
         return self._copies(documents, await self._arank(query, texts))
 
@@ -77,8 +77,8 @@ class _Compressor(BaseDocumentCompressor):
 class BgeRerank(_Compressor, RerankerModel):
     """A document compressor that reranks documents and keeps the best; cheap to make, its weights load at first use.
 
-    It returns copies with the key `relevance_score` in their metadata; your documents stay as they are. A copy equals
-    its original, and the copy that another query returned, as scores do not make another document.
+    It returns copies with the key `relevance_score` in their metadata; your documents stay as they are. Scores do not
+    count in comparisons, so a copy equals its original, and also the copy that another query returned.
 
     Example:
         ```python
@@ -165,7 +165,7 @@ class BgeM3Rerank(_Compressor, M3Fields):
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         if not any(self.weights):
-            raise ValueError(f"weights={self.weights} for dense, sparse and colbert: give one more than 0.")
+            raise ValueError(f"weights={self.weights} for dense, sparse and colbert: at least one must be above 0.")
         return self
 
     @property

@@ -26,7 +26,7 @@ class RerankingRetriever(BaseRetriever):
     metadata. A copy equals its original, so that a `MultiQueryRetriever` returns each document once. Candidates with
     the same id, or with the same text from the same source, are scored once.
 
-    A call may bring its own `top_n`, its own `fetch_k`, and arguments for the store's search, such as a filter.
+    A call can set its own `top_n`, its own `fetch_k`, and arguments for the store's search, such as a filter.
 
     The first search of a Chroma collection that another model has filled is refused, if the collection has a
     fingerprint and the store's embeddings are `BgeEmbeddings`.
@@ -41,8 +41,8 @@ class RerankingRetriever(BaseRetriever):
         ```
 
     Raises:
-        pydantic.ValidationError: Arguments that cannot go together; the message says which.
-        ValueError: At a call, a `top_n` under 1 or over `fetch_k`, or arguments that would not reach the search.
+        pydantic.ValidationError: Arguments cannot be combined; the message says which.
+        ValueError: At a call, `top_n` is under 1 or over `fetch_k`, or arguments would not reach the search.
         FingerprintMismatchError: At the first search, another model filled the store.
     """
 
@@ -54,12 +54,12 @@ class RerankingRetriever(BaseRetriever):
     """The reranker of the candidates: a `BgeRerank`, a `BgeM3Rerank` or any other document compressor."""
     fetch_k: int | None = Field(default=None, ge=1)
     """Candidates to fetch; None = the `k` of a `VectorStoreRetriever` that has one in its `search_kwargs`, else 50.
-    Any other `retriever` decides that itself: leave it out there."""
+    Any other `retriever` decides that itself, so leave `fetch_k` out."""
     top_n: int | None = Field(default=None, ge=1)
-    """Documents to return; None = the reranker's own `top_n`, or all that a reranker without one returns."""
+    """Number of documents to return; None = the reranker's own `top_n`, or all that a reranker without one returns."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for the store's search, such as `filter`. Some stores have a `fetch_k` of their own, how many
-    documents they look at before they filter: here it is chosen so that enough are found, unless you give it."""
+    """More arguments for the store's search, such as `filter`. Some stores have a `fetch_k` of their own: how many
+    documents they look at before they filter. If you leave it out, it is chosen so that enough are found."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -148,9 +148,9 @@ class RerankingRetriever(BaseRetriever):
         asked = self.top_n if top_n is None else top_n
         top_n = getattr(self.reranker, "top_n", None) if asked is None else asked
         if top_n is not None and top_n < 1:
-            raise ValueError(f"top_n={top_n} asks for nothing. Give 1 or more.")
+            raise ValueError(f"top_n={top_n} must be 1 or more.")
         if "k" in search_kwargs:
-            raise ValueError("k= is no argument here. Give fetch_k= for what to fetch, or top_n= for what to give.")
+            raise ValueError("k= is no argument here. Give fetch_k= for the candidates, or top_n= for the results.")
         store = self._store
         if store is None:
             self._check_handed_on(fetch_k, search_kwargs)

@@ -42,7 +42,7 @@ class BgeM3SparseEmbeddings(M3Fields, SparseEmbeddings):
         """Embed documents.
 
         Args:
-            texts: Any number of texts; they are taken as they are.
+            texts: Any number of texts; they are embedded unchanged.
 
         Returns:
             Token ids and their weights, one `SparseVector` per text; [] for [].
@@ -61,11 +61,11 @@ class BgeM3SparseEmbeddings(M3Fields, SparseEmbeddings):
         return _vectors(self.embedder.encode_queries([text]))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """Embed documents; as `embed_documents`, off the event loop."""
+        """Embed documents as `embed_documents` does, without blocking the event loop."""
         return await asyncio.to_thread(_vectors, await self.embedder.aencode_documents(texts))
 
     async def aembed_query(self, text: str) -> SparseVector:
-        """Embed one query; as `embed_query`, off the event loop."""
+        """Embed one query as `embed_query` does, without blocking the event loop."""
         return _vectors(await self.embedder.aencode_queries([text]))[0]
 
     @property

@@ -1,4 +1,4 @@
-"""The base classes for LlamaIndex: one model by either name, strict keywords, dumps that load again."""
+"""The base classes for LlamaIndex: they refuse unknown keywords and can be loaded again from their own dumps."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +23,7 @@ _BATCHES = 8
 
 
 class BgeComponent(ModelFields, BaseComponent):
-    """A LlamaIndex component around one object of the core.
+    """A LlamaIndex component around one `BgeEmbedder`, `BgeM3Embedder` or `BgeReranker`.
 
     The model is the first argument, or `model=`, or `model_name=`: LlamaIndex's own classes know both names. Unknown
     keywords are refused, yet the class accepts its own `model_dump()` and `to_dict()`. These hold all that decides the

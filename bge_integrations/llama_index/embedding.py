@@ -41,7 +41,7 @@ class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
 
     @property
     def embedder(self) -> BgeEmbedder:
-        """The core embedder that does the work."""
+        """The `BgeEmbedder` that computes the vectors."""
         embedder: BgeEmbedder = self._core()
         return embedder
 
@@ -72,7 +72,7 @@ class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
         return without_span(BaseEmbedding.get_query_embedding)(self._keyed("query"), query)
 
     async def aget_query_embedding(self, query: str) -> Embedding:
-        """Embed one query; as `get_query_embedding`, off the event loop."""
+        """Embed one query as `get_query_embedding` does, without blocking the event loop."""
         return await without_span(BaseEmbedding.aget_query_embedding)(await self._akeyed("query"), query)
 
     def get_text_embedding(self, text: str) -> Embedding:
@@ -80,7 +80,7 @@ class BgeEmbedding(DenseFields, BgeEmbeddingComponent, BaseEmbedding):
         return without_span(BaseEmbedding.get_text_embedding)(self._keyed("document"), text)
 
     async def aget_text_embedding(self, text: str) -> Embedding:
-        """Embed one document; as `get_text_embedding`, off the event loop."""
+        """Embed one document as `get_text_embedding` does, without blocking the event loop."""
         return await without_span(BaseEmbedding.aget_text_embedding)(await self._akeyed("document"), text)
 
     def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:

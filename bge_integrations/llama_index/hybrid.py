@@ -35,10 +35,10 @@ _dispatcher = get_dispatcher(__name__)
 
 
 class HybridRetriever(BaseRetriever):
-    """A retriever by meaning and by words: dense vectors from an index's store, sparse ones from a `SparseIndex`.
+    """A hybrid retriever: it fuses dense results of an index's store with sparse results of a `SparseIndex`.
 
-    Both come from one run of the model, for a query as for each node that `insert_nodes` adds. The score of a node is
-    the fused one. Of nodes with the same text from the same source, only the best is returned.
+    One run of the model gives both vectors, for a query and for each node that `insert_nodes` adds. The score of a node
+    is the fused one. Of nodes with the same text from the same source, only the best is returned.
 
     ```python
     index = VectorStoreIndex.from_vector_store(store, embed_model=BgeEmbedding(model_name="BAAI/bge-m3"))
@@ -52,7 +52,8 @@ class HybridRetriever(BaseRetriever):
     nor the docstore has is left out, with a line in the log.
 
     Args:
-        index: Index over any vector store. Its embedding model is not used; a `BgeEmbedding` must have the same model.
+        index: Index over any vector store. Its embedding model is not used, but if it is a `BgeEmbedding`, it must have
+            the same model.
         sparse_index: The sparse vectors of the same nodes, by node id.
         embedder: bge-m3, or a fine-tune of it; its `outputs` don't matter.
         similarity_top_k: How many nodes to return.
@@ -65,7 +66,7 @@ class HybridRetriever(BaseRetriever):
 
     Raises:
         TypeError: `embedder` is not a `BgeM3Embedder`.
-        ValueError: An argument out of its range; at a search, a store that can't give what it is asked for.
+        ValueError: An argument is out of its range; at a search, the store can't give what the search needs.
         FingerprintMismatchError: At the first search or insertion, another model filled the store or the sparse index,
             or embeds for the index.
     """
@@ -241,7 +242,7 @@ class HybridRetriever(BaseRetriever):
         if isinstance(embed_model, BgeEmbedding) and embed_model.embedder.fingerprint != dense.fingerprint:
             raise FingerprintMismatchError(
                 f"The index embeds with {embed_model.model_name}, fingerprint {embed_model.embedder.fingerprint}; the "
-                f"retriever's {dense.model} has {dense.fingerprint}. Give both one model with the same settings."
+                f"retriever's {dense.model} has {dense.fingerprint}. Give both the same model with the same settings."
             )
         self._is_checked = True
 
@@ -257,11 +258,11 @@ class HybridRetriever(BaseRetriever):
 
 def _check_numbers(similarity_top_k: int, fetch_k: int, weights: tuple[float, float]) -> None:
     if similarity_top_k < 1:
-        raise ValueError(f"similarity_top_k={similarity_top_k} asks for nothing. Give 1 or more.")
+        raise ValueError(f"similarity_top_k={similarity_top_k} must be 1 or more.")
     if fetch_k < similarity_top_k:
         raise ValueError(f"fetch_k={fetch_k} candidates are fewer than similarity_top_k={similarity_top_k} nodes.")
     if len(weights) != 2 or any(weight < 0 or not isfinite(weight) for weight in weights) or not any(weights):
-        raise ValueError(f"weights={weights}: give two numbers, for dense and sparse, 0 or more, one of them over 0.")
+        raise ValueError(f"weights={weights}: give two numbers, for dense and sparse, 0 or more and not both 0.")
 
 
 def _queries(query: QueryBundle) -> list[str]:

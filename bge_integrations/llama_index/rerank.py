@@ -152,7 +152,7 @@ class BgeRerank(RerankerFields, BgeNodePostprocessor):
 
     @property
     def reranker(self) -> BgeReranker:
-        """The core reranker that does the work."""
+        """The `BgeReranker` that computes the scores."""
         reranker: BgeReranker = self._core()
         return reranker
 
@@ -212,7 +212,7 @@ class BgeM3Rerank(BgeNodePostprocessor):
 
     @property
     def embedder(self) -> BgeM3Embedder:
-        """The core embedder that does the work; it computes only `outputs`."""
+        """The `BgeM3Embedder` that computes the vectors, and only its `outputs`."""
         embedder: BgeM3Embedder = self._core()
         return embedder
 

@@ -35,7 +35,7 @@ class RerankingRetriever(BaseRetriever):
     ```
 
     Args:
-        index: The index that candidates come from; or give one of the next two.
+        index: The index that candidates come from; give it or one of the next two.
         vector_store: A filled vector store, queried with `Settings.embed_model`, as the framework does for a bare one.
         retriever: A `VectorIndexRetriever` returns its own `similarity_top_k` candidates or, on a copy, `fetch_k`. Any
             other retriever decides itself how many.
@@ -49,8 +49,8 @@ class RerankingRetriever(BaseRetriever):
 
     Raises:
         TypeError: `reranker` is no node postprocessor.
-        ValueError: Not exactly one of `index`, `vector_store` and `retriever`; fewer candidates than nodes to return;
-            `fetch_k` or `filters` with a retriever that can't take them.
+        ValueError: Not exactly one of `index`, `vector_store` and `retriever` is given, there are fewer candidates than
+            nodes to return, or the retriever can't take `fetch_k` or `filters`.
     """
 
     def __init__(

@@ -60,12 +60,12 @@ class BgeM3SparseEmbedding(BgeEmbeddingComponent, BaseSparseEmbedding):  # type:
 
     @property
     def embedder(self) -> BgeM3Embedder:
-        """The core embedder that does the work; it computes only the sparse output."""
+        """The `BgeM3Embedder` that computes the vectors, and only the sparse ones."""
         embedder: BgeM3Embedder = self._core()
         return embedder
 
     def sparse_doc_fn(self, texts: list[str]) -> IndicesAndValues:
-        """Embed documents for LlamaIndex's Qdrant store, as its argument of the same name.
+        """Embed documents; pass this method to LlamaIndex's Qdrant store as its argument of the same name.
 
         Returns:
             The token ids of each text, and their weights.

@@ -31,7 +31,7 @@ def delete_stale(sink: Sink, cleanup: Cleanup, seen: Record, failed: Iterable[Fa
     """
     incomplete = {failure.source for failure in failed}
     if None in incomplete:
-        logger.warning("nothing is cleaned up: of a document that failed the source is not known")
+        logger.warning("nothing is cleaned up, because the source of a document that failed is not known")
         return 0
     sources: list[str | None] = [None]
     if cleanup == "source":

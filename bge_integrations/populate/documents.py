@@ -1,4 +1,4 @@
-"""Documents on their way into a store, and their sources: iterables, loaders, asynchronous iterators."""
+"""The documents of a run, and where they are read from: iterables, loaders, asynchronous iterators."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One document or node on its way into a store.
+    """One document or node to be stored.
 
     Attributes:
         id: Its own id, or one made from its content.
@@ -197,7 +197,7 @@ def _iterable(documents: Any) -> Iterable[Any]:
         return documents.lazy_load()  # type: ignore[no-any-return]
     if isinstance(documents, type) or not (hasattr(documents, "__iter__") or hasattr(documents, "__getitem__")):
         raise TypeError(
-            f"documents is {documents!r:.80}; give an iterable of documents, or a loader of LangChain. A function has "
-            "to be called, a coroutine awaited, and a reader of LlamaIndex asked: load_data()."
+            f"documents is {documents!r:.80}; give an iterable of documents, or a loader of LangChain. Call a "
+            "function, await a coroutine, and give what the load_data() of a LlamaIndex reader returns."
         )
     return documents  # type: ignore[no-any-return]

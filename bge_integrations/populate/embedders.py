@@ -94,7 +94,7 @@ def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | Non
         given: The caller's `embedder=`.
 
     Returns:
-        The core embedder, None if the embeddings are not this package's; and what computes, None if only the store can.
+        This package's embedder, None if the embeddings are others; and what computes, None if only the store can.
 
     Raises:
         TypeError: populate cannot fill this kind of store, or `given` is no embedder.
@@ -112,7 +112,7 @@ def choose_embedder(store: Any, given: Any) -> tuple[Core | None, Embedder | Non
         other = find_core(given)
         if core is None or other is None or other.fingerprint != core.fingerprint:
             raise ValueError(
-                f"embedder={given!r:.80} is not the store's own, which answers its queries: {own!r:.80}. "
+                f"embedder={given!r:.80} is not the store's own, {own!r:.80}, which embeds its queries. "
                 "Make the store with the embeddings that are to fill it."
             )
         core = other  # it has settings that only the caller knows, such as the device
@@ -173,7 +173,7 @@ def _function_of(collection: Any) -> Any:
 
 
 def find_core(embeddings: Any) -> Core | None:
-    """Return the core embedder of the dense vectors; None if the embeddings are not this package's."""
+    """Return this package's embedder of the dense vectors; None if the embeddings are others."""
     core = getattr(embeddings, "embedder", embeddings)
     if isinstance(core, BgeM3Embedder):
         return core.with_outputs("dense")

@@ -141,10 +141,10 @@ class Filling:
         self._seen = Record("") if cleanup else None
         self._under_way: deque[_Batch] = deque()
         self._written: tuple[Entry, Any] | None = None
-        self._looking_up = Halving("the store was asked for", collect=collect)
-        self._embedding = Halving("the model was to embed", collect=collect)
-        self._writing = Halving("the store was to take", collect=collect)
-        self._moving = Halving("the store was to take metadata of", collect=collect)
+        self._looking_up = Halving("looking up", collect=collect)
+        self._embedding = Halving("embedding", collect=collect)
+        self._writing = Halving("writing", collect=collect)
+        self._moving = Halving("updating the metadata of", collect=collect)
         self.done = Tally()
 
     def run(self, documents: Iterable[Any]) -> Generator[Tally]:

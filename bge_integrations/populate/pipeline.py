@@ -46,18 +46,18 @@ def populate(
 
     A document keeps its own id, with its content hash in the metadata; without an id, that hash is the id. Documents
     that the store holds, or whose metadata alone changed, are not embedded. At most `workers` + 2 batches are under
-    way; after a kill the same call goes on. A store that cannot be reached is tried again for a minute.
+    way; if the run is killed, the same call continues it. A store that cannot be reached is tried again for a minute.
 
     Args:
         store: A vector store of LangChain or LlamaIndex, a `VectorStoreIndex`, or a Chroma collection.
         documents: LangChain documents or their loader, or LlamaIndex nodes for its stores; read a few batches ahead.
-        embedder: The store's own embeddings, which None stands for; a LlamaIndex store alone has none and needs some.
+        embedder: The store's own embeddings, which None takes; give some for a bare LlamaIndex store, which has none.
         sparse_index: Gets the sparse vectors of the same forward pass of `embedder=BgeM3Embedder(...)`; you save it.
         batch_size: Documents per look-up and per write; default 512, never over Chroma's limit.
         workers: Threads that write to Chroma or a Qdrant server; one thread writes to other stores.
-        cleanup: After all writes, delete the documents of earlier runs that this one did not bring: "source", those of
-            the sources (`metadata["source"]`) that came; "full", all.
-        on_error: "collect" puts bad documents, and those that model or store refuse, into the report's `failed`.
+        cleanup: After all writes, delete the documents of earlier runs that this one did not bring: "source" deletes
+            those of the sources (`metadata["source"]`) in this run, "full" all of them.
+        on_error: "collect" puts documents that are bad, or refused by model or store, into the report's `failed`.
         show_progress: Show a progress bar if stderr is a terminal.
         progress: Called with a `Progress` after each batch.
         record: SQLite file that remembers what the store holds, if the store cannot be asked; None for memory.
@@ -66,7 +66,7 @@ def populate(
     Raises:
         FingerprintMismatchError: Another model filled the collection (`force=False`) or the sparse index.
         TypeError: No store, no document, metadata that cannot be hashed, or `sparse_index` without `BgeM3Embedder`.
-        ValueError: A document without text, or an argument that does not fit the store.
+        ValueError: A document has no text, or an argument does not fit the store.
         NotImplementedError: The store cannot delete, and a document has changed or is stale.
     """
     started = time.perf_counter()
@@ -97,7 +97,8 @@ async def apopulate(
     """Run `populate` off the event loop: another thread reads `documents` and calls `progress`.
 
     Asynchronous iterators and generators, such as a loader's `alazy_load()`, are read on the event loop, a few batches
-    ahead, and closed at the end. Cancelling ends the reading and the waiting for a store that cannot be reached.
+    ahead, and closed at the end. If you cancel the call, it stops reading, and stops waiting for a store that cannot be
+    reached.
     """
     waiting = asynchronous(documents)
     handover = Handover(waiting, batch_size or DEFAULT_BATCH_SIZE) if waiting is not None else None

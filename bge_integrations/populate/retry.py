@@ -130,7 +130,7 @@ class Halving:
     good is tried; if that is refused too, nothing will be taken, and the error is raised.
 
     Args:
-        doing: The operation in the words of an error message, such as "the store was to take".
+        doing: The operation in the words of an error message, such as "writing".
         collect: Go on after documents that are at fault; otherwise raise the error of the first.
 
     Attributes:

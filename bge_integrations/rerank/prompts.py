@@ -1,4 +1,4 @@
-"""From a reranker's arguments, the catalogue and the model's files to a plan: prompts, limits and the head."""
+"""How a reranker's arguments, the catalogue and the model's files become a plan: prompts, limits and the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -25,16 +25,17 @@ PROGRESS_CHUNK = 256
 class BgeReranker(ModelUser):
     """A BGE reranker, or any sequence classifier with one label.
 
-    Cheap to construct: weights load at first use, once a process, and are shared with every other object that uses the
-    model. Holds configuration only, so it pickles, deep-copies and may be used from any number of threads.
+    It is cheap to construct: the weights load at first use, once per process, and are shared with every other object
+    that uses the model. It holds configuration only, so you can pickle it, deep-copy it and use it from any number of
+    threads.
 
     Args:
         model: A catalogue id such as "BAAI/bge-reranker-v2-m3", a hub id, or a folder.
         normalize: Scores are the sigmoid of the logits, between 0 and 1; False gives the logits themselves.
         max_length: Tokens at which a pair is cut, special tokens included. None takes 512, as FlagEmbedding does
             for every reranker, or less where the folder says so; bge-reranker-v2-m3 takes up to 8192.
-        query_max_length: Tokens at which the query is cut; then only the passage is. None takes three quarters of
-            `max_length`, as FlagEmbedding does.
+        query_max_length: Tokens at which the query is cut; after that only the passage is cut. None takes three
+            quarters of `max_length`, as FlagEmbedding does.
         on_truncate: What a pair over the limits causes: one warning per call, an error, or nothing.
         prompt: For LLM-based rerankers, the task put after query and passage; None takes the catalogue's.
         query_instruction: Text before each query; None takes the catalogue's: "A: " for LLM-based rerankers, else none.
@@ -49,10 +50,10 @@ class BgeReranker(ModelUser):
     The other arguments are those of `BgeEmbedder`.
 
     Raises:
-        UnknownModelError: A mistyped catalogue id; the message names the nearest ones.
-        WrongKindError: An embedder.
-        UnsupportedModelError: A model this version cannot run.
-        ValueError: An argument out of its range, or one that this kind of reranker does not have.
+        UnknownModelError: The model is a mistyped catalogue id; the message names the nearest ones.
+        WrongKindError: The model is an embedder.
+        UnsupportedModelError: This version cannot run the model.
+        ValueError: An argument is out of its range, or this kind of reranker does not have it.
 
     Example:
         >>> BgeReranker("BAAI/bge-reranker-base").max_length is None
@@ -94,8 +95,8 @@ class BgeReranker(ModelUser):
             `normalize=False`.
 
         Raises:
-            TypeError: Something that is not a pair of strings, with its index.
-            InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
+            TypeError: An element is not a pair of strings; the message has its index.
+            InputTooLongError: A pair is over the limits, with `on_truncate="raise"`.
         """
         scores: list[float] = self._normalized(self._logits(checked_pairs(pairs), show_progress)[:, -1]).tolist()
         return scores
@@ -134,7 +135,7 @@ class BgeReranker(ModelUser):
         Raises:
             TypeError: The query or a document is not a string.
             ValueError: `top_n` is below 1.
-            InputTooLongError: A pair over the limits, with `on_truncate="raise"`.
+            InputTooLongError: A pair is over the limits, with `on_truncate="raise"`.
         """
         pairs = _pairs_of(query, documents, top_n)
         return self._ranked(pairs, self._logits(pairs)[:, -1], top_n)

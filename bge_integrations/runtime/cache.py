@@ -1,6 +1,6 @@
-"""The cache of models: one copy of each model's weights a process, whoever uses it.
+"""The cache of models: one copy of each model's weights per process, whoever uses it.
 
-A call leases a model for as long as it lasts; an idle model stays warm until its room is needed.
+A call holds a lease on its model until it ends; an idle model stays loaded until another needs its memory.
 """
 
 import atexit
@@ -34,14 +34,15 @@ _CLOSE_SECONDS = 1.5
 class ModelCache:
     """A cache that shares loaded models among every object, thread and framework of the process.
 
-    Its key holds all that decides the bytes on the device: model, revision, backend, device, dtype. Instructions,
-    lengths and batch sizes belong to the callers. A model that many callers ask for at once is loaded once. A model in
-    use is never evicted; the least recently used idle one is freed when a load needs its room.
+    A copy is shared by all who ask for the same model, revision, backend, device and dtype, which decide its bytes on
+    the device. Instructions, lengths and batch sizes are set by each caller. A model that many callers ask for at once
+    is loaded once. A model in use is never evicted; the least recently used idle one is freed when a load needs its
+    memory.
 
     Args:
         budget: Most bytes of weights on each device: bytes, a size such as "20GiB", or a fraction of the device's
             memory as a float. None sets no limit.
-        name: A pickled cache comes back, in any process, as the one cache of its name. None makes a private name.
+        name: Unpickling a cache returns, in any process, the one cache of its name. None makes a private name.
         max_waiting: Calls that may wait for one model, or run on it. Beyond that, async calls wait for their turn, in
             the order in which they came; others raise `OverloadedError` at once, as `submit_documents` does for a
             server that would rather refuse a request than keep it waiting.
@@ -126,7 +127,7 @@ class ModelCache:
         """Return the loaded models and counts of what has happened: plain builtins, for logs and dashboards.
 
         Returns:
-            `models`, a list with one dict a loaded model (model, revision, backend, device, dtype, bytes, engine,
+            `models`, a list with one dict per loaded model (model, revision, backend, device, dtype, bytes, engine,
             leases, queue_depth, batches, tokens, truncations), `loads`, `evictions`, `budget` and `max_waiting`.
         """
         models = [

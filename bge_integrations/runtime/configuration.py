@@ -1,7 +1,7 @@
 """A folder's config.json as transformers reads it, without the keys that say only how a forward is packaged.
 
-Fine-tunes bring along whatever their training had set: another attention, tuples instead of objects, all hidden states.
-None of these settings changes a text's numbers, and all of them are decided here.
+Fine-tunes keep what their training had set: another attention, tuples instead of objects, all hidden states. None of
+these settings changes a text's numbers, and all of them are decided here.
 """
 
 from collections.abc import Mapping

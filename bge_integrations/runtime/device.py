@@ -106,7 +106,7 @@ def resolve_device(device: str | None) -> str:
     """
     if _half_imported.is_set():
         raise ForkedProcessError(
-            "This process was forked while its parent loaded its first model, so torch is imported by half. Start "
+            "This process was forked while its parent loaded its first model, so torch is only half imported. Start "
             'workers with multiprocessing.get_context("spawn"), or fork before or after that load.'
         )
     import torch

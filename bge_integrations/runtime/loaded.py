@@ -173,7 +173,7 @@ class Residents:
             holders = ", ".join(f"{r.key.model} ({r.nbytes:,} bytes)" for r in self.loaded() if r.key.device == device)
             raise OverBudgetError(
                 f"{newcomer.key.model} needs {nbytes:,} bytes on {device}, and the cache's budget there is {limit:,}. "
-                f"Resident now: {holders or 'nothing'}. Raise the budget, or load it in a smaller dtype."
+                f"Loaded now: {holders or 'nothing'}. Raise the budget, or load it in a smaller dtype."
             )
         leaving: list[Resident] = []
         with self._changed:

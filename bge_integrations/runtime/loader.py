@@ -250,7 +250,7 @@ def _layerwise(resolved: Resolved) -> Backend:
     backend = LayerwiseBackend(model, engine=_decoder_engine(resolved, config))
     layers = model.model.layers
     if fault := _packing_fault(resolved.key, layers[-1], Layers((len(layers),)), backend, backend):
-        raise UnsupportedModelError(f"{resolved.key.model} runs packed alone, and cannot: {fault}.")
+        raise UnsupportedModelError(f"{resolved.key.model} can only run packed, and that fails: {fault}.")
     return backend
 
 

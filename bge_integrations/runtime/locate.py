@@ -33,7 +33,7 @@ def named_folder(model: str) -> Path | None:
 
 
 def locate(source: ModelSource) -> Located:
-    """Find the model's folder, and that of an adapter's base; download from the hub at most once a process.
+    """Find the model's folder, and that of an adapter's base; download from the hub at most once per process.
 
     Raises:
         UnknownModelError: The model is neither a folder nor a repository that can be reached.
@@ -182,8 +182,8 @@ def _download(
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UnknownModelError(
-            f"{repository} (revision {revision or 'main'}) is neither on the hub (or it is private: pass token=) nor "
-            "was it a local folder when this object was made."
+            f"{repository} (revision {revision or 'main'}) is not on the hub, or is private (then pass token=), and "
+            "it was no local folder when this object was made."
         ) from error
     except LocalEntryNotFoundError as error:
         raise UnknownModelError(

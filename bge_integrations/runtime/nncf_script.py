@@ -1,7 +1,7 @@
 """A script that quantizes an OpenVINO graph to int8, in a process of its own.
 
-When it is imported, nncf changes the class of new loggers, and it prints bars and reports to stdout: the user's process
-is spared that. The script takes a folder with `float32.xml` and `inputs.npz` and leaves `int8.xml` there.
+When it is imported, nncf changes the class of new loggers, and it prints bars and reports to stdout: so it does not run
+in the user's process. The script takes a folder with `float32.xml` and `inputs.npz` and leaves `int8.xml` there.
 """
 
 import sys

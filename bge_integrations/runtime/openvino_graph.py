@@ -103,7 +103,7 @@ def quantized_graph(folder: Folder, tokenizer: TextTokenizer, module: Module, te
 
     Raises:
         MissingExtraError: nncf is not installed.
-        RuntimeError: nncf failed; the message ends with nncf's own.
+        RuntimeError: nncf failed; the message ends with that of nncf.
     """
     require_openvino("nncf")
     import_openvino()

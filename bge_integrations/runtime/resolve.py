@@ -173,8 +173,8 @@ def _check_openvino(source: ModelSource, folder: Folder, reason: str) -> None:
     """Refuse a model, backend, device or dtype that cannot be run with OpenVINO."""
     if folder.quantized and (source.backend not in ("auto", "openvino") or source.dtype not in (None, "int8")):
         raise UnsupportedModelError(
-            f'{source.model} holds an int8 graph for OpenVINO: backend "auto" or "openvino", dtype None or "int8". '
-            "For others use the model that it was made from."
+            f'{source.model} holds an int8 graph for OpenVINO: use backend="auto" or "openvino", and dtype=None or '
+            '"int8". For others use the model that it was made from.'
         )
     if reason:
         raise UnsupportedModelError(f'backend="openvino" cannot run {source.model}: {reason}. Use backend="auto".')

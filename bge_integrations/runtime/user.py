@@ -1,4 +1,4 @@
-"""The base class of embedders and rerankers, the checks of what callers give them, and the stream of what they get."""
+"""The base class of embedders and rerankers, the checks of their inputs, and the stream of their results."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 @dataclass(repr=False, eq=False)
 class ModelUser:
-    """Configuration that an embedder and a reranker share, and the way of a call to the model.
+    """The configuration that embedders and rerankers share, and how they send a call to the model.
 
     The model itself lives in the cache. The arguments are documented in `BgeEmbedder`.
     """
@@ -161,7 +161,7 @@ class ModelUser:
         return Stream(items, start, size, convert=convert, report=partial(self._report, options), bar=bar)
 
     def _report(self, options: Options, cuts: Sequence[Cut]) -> None:
-        """Warn once a call of all items that were cut, where `on_truncate` is "warn"."""
+        """Warn once per call of all items that were cut, where `on_truncate` is "warn"."""
         if not cuts or self.on_truncate != "warn":
             return
         limit, what = self._plan(options).max_length, "text" if self.kind == "embedder" else "pair"

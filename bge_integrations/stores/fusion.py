@@ -59,7 +59,7 @@ def reciprocal_rank_fusion(
     """Fuse rankings by position alone, so that their scores need not be comparable (Cormack et al., SIGIR 2009).
 
     Args:
-        rankings: Keys, best first, each at most once a ranking.
+        rankings: Keys, best first, each at most once per ranking.
         weights: The weight of each ranking; None weighs all alike.
         k: Added to every rank, which starts at 1.
 
@@ -85,7 +85,7 @@ def relative_score_fusion(
     Similarities and distances scale alike, as the best comes first either way.
 
     Args:
-        scored: (key, score) pairs, best first, each key at most once a ranking.
+        scored: (key, score) pairs, best first, each key at most once per ranking.
         weights: The weight of each ranking; None weighs all alike.
 
     Returns:

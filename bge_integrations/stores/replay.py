@@ -40,7 +40,7 @@ class Replay:
             LookupError: The vector of this text was not given.
         """
         if text not in self._vectors:
-            raise LookupError(f"The store wants the vector of a text that it was not given: {text!r:.80}.")
+            raise LookupError(f"The store asks for the vector of a text that was not among those given: {text!r:.80}.")
         return self._vectors[text]
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -47,8 +47,8 @@ class _Postings:
 class SparseIndex:
     """Sparse vectors of documents by id, searched exactly by inner product.
 
-    It grows with `add`, lives in memory, and is kept on disk by `save` and `load`. Any number of threads may use it. It
-    stands beside a vector store that keeps the texts and the dense vectors under the same ids.
+    It grows with `add`, lives in memory, and is kept on disk by `save` and `load`. Any number of threads may use it.
+    Use it beside a vector store that keeps the texts and the dense vectors under the same ids.
 
     Args:
         fingerprint: The fingerprint of the model that fills it, `embedder.with_outputs("sparse").fingerprint`; None
@@ -135,7 +135,7 @@ class SparseIndex:
             ValueError: `k` is under 1.
         """
         if k < 1:
-            raise ValueError(f"k={k} asks for nothing. Give 1 or more.")
+            raise ValueError(f"k={k} must be 1 or more.")
         with self._lock:
             scores = np.zeros(len(self._ids))
             for token, weight in zip(query.indices.tolist(), query.values.tolist(), strict=True):

@@ -127,7 +127,10 @@ def test_a_pair_that_answers_wrongly_fails_the_check(monkeypatch):
     monkeypatch.setattr(doctor, "_ANSWER", 2)
     result = run("--check", "--json")
     problems = {one["problem"] for one in json.loads(result.stdout)["check"]}
-    assert (result.exit_code, problems) == (1, {"RuntimeError: the search finds 1, reranking 1: not 2."})
+    assert (result.exit_code, problems) == (
+        1,
+        {"RuntimeError: the search finds passage 1 and reranking passage 1; the right one is 2."},
+    )
 
 
 def test_vectors_that_differ_fail_the_check(monkeypatch):

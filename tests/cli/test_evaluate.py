@@ -99,7 +99,7 @@ def test_a_picture(folder, tmp_path, name):
     assert written.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in written
 
 
-@pytest.mark.parametrize(("name", "message"), [("zoo.zoo", "no kind of picture"), ("nothing/zoo.png", "no folder")])
+@pytest.mark.parametrize(("name", "message"), [("zoo.zoo", "not a picture format"), ("nothing/zoo.png", "no folder")])
 def test_a_picture_that_cannot_be_is_refused_first(folder, tmp_path, name, message):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     done = run(folder / "nothing", "--picture", tmp_path / name)

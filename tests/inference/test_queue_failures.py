@@ -326,7 +326,7 @@ def test_out_of_memory_halves_the_budget_and_is_remembered(make_bench, rows_of, 
     with caplog.at_level(logging.WARNING):
         assert bench.rows(TEXTS[:100], max_batch_tokens=320) == rows_of(TEXTS[:100])
     assert [seen.tokens for seen in bench.seen[:5]] == [320, 160, 80, 80, 80]
-    assert "out of memory at 320 tokens a batch; going on with 160" in caplog.text
+    assert "out of memory at 320 tokens per batch; going on with 160" in caplog.text
     before = len(bench.seen)
     assert bench.rows(TEXTS[:20], max_batch_tokens=320) == rows_of(TEXTS[:20])
     assert [seen.tokens for seen in bench.seen[before:]] == [80, 80]

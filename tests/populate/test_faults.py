@@ -134,5 +134,5 @@ def test_a_disk_that_takes_nothing(fault: str, tmp_path: Path, bert_embedder: Pa
     assert said[-2].startswith("failed InternalError")
     assert said[-1] == "whole True"
     if fault == "full":
-        assert "while the store was to take 20 documents" in said[-2]
-        assert "start another" in said[-2]
+        assert "while writing 20 documents" in said[-2]
+        assert "start a new process" in said[-2]

@@ -203,7 +203,7 @@ def test_a_server_in_trouble_gets_no_halves(store: Tried) -> None:
     with pytest.raises(UnexpectedResponse, match="500") as caught:
         populate(store, DOCUMENTS, batch_size=10, workers=1, on_error="collect")
     assert set(store.sizes) == {10}
-    assert "while the store was to take 10 documents" in caught.value.__notes__[0]
+    assert "while writing 10 documents" in caught.value.__notes__[0]
 
 
 def test_a_store_that_stays_away(store: Tried, monkeypatch: pytest.MonkeyPatch) -> None:

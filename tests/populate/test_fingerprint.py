@@ -182,7 +182,7 @@ def test_two_models_at_once(client: chromadb.ClientAPI, embeddings: BgeEmbedding
 
     with pytest.raises(FingerprintMismatchError) as caught:
         populate(second, meanwhile())
-    assert "taken out again" in " ".join(caught.value.__notes__)
+    assert "deleted again" in " ".join(caught.value.__notes__)
     assert read_fingerprint(first) == embeddings.embedder.fingerprint
     kept = first.get(include=["documents", "embeddings"])
     np.testing.assert_allclose(kept["embeddings"], embeddings.embed_documents(kept["documents"]), atol=1e-6)

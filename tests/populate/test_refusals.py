@@ -116,7 +116,7 @@ def test_an_embedder_that_refuses_everything_ends_the_run(kind: str, on_error: A
     embeddings = Theirs(MAYBE_A_DOCUMENT[kind])
     with pytest.raises(Exception) as told:  # noqa: PT011 - the embedder's own
         populate(InMemoryVectorStore(embeddings), DOCUMENTS, on_error=on_error)
-    assert "while the model was to embed 512 documents, 0 to 511 of the input" in told.value.__notes__[0]
+    assert "while embedding 512 documents, 0 to 511 of the input" in told.value.__notes__[0]
     assert embeddings.calls <= FEW
 
 
@@ -223,7 +223,7 @@ def test_a_store_that_takes_nothing_any_more_ends_the_run(monkeypatch: pytest.Mo
     monkeypatch.setattr(store, "refuses", lambda _: len(store.store) >= 40)
     with pytest.raises(KeyError, match="title") as told:
         populate(store, DOCUMENTS, batch_size=8, on_error="collect")
-    assert "while the store was to take 8 documents, 40 to 47 of the input" in told.value.__notes__[0]
+    assert "while writing 8 documents, 40 to 47 of the input" in told.value.__notes__[0]
     assert len(store.store) == 40
 
 

@@ -96,7 +96,7 @@ WRONG: dict[str, Any] = {
     "documents is None; .* an iterable of documents": None,
     "documents is 3": 3,
     "documents is <class .*Lazy": Lazy,
-    "A function has to be called": Lazy().lazy_load,
+    "Call a function": Lazy().lazy_load,
 }
 
 

@@ -14,7 +14,7 @@ class DeviceMemoryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A forward that a device is computing on its own."""
+    """A forward that a device computes asynchronously, while this thread goes on."""
 
     rows: Callable[[], Rows]
     """Waits for the forward and returns its rows; raises the errors that the device reports only then."""
@@ -26,7 +26,7 @@ class Backend(Protocol):
     padded: bool
     """Whether a forward computes padding, so that it costs its longest text times the number of texts."""
     engine: str
-    """How it runs and why, for people: "packed", "padded: ...", "sentence_transformers: ..."."""
+    """How it runs and why, for logs and `stats()`: "packed", "padded: ...", "sentence_transformers: ..."."""
     nbytes: int
     """Bytes of the weights on the device."""
     vocabulary: int | None

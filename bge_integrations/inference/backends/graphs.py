@@ -1,4 +1,4 @@
-"""CUDA graphs for the small batches of live queries, whose forwards are mostly Python and kernel launches.
+"""CUDA graphs for the small batches of live queries, where Python and kernel launches take most of the time.
 
 A graph replays one forward over a fixed number of tokens, so a batch is filled up to the next of a few sizes. The added
 tokens follow in texts of their own: the batch's texts do not attend to them, and their outputs are dropped.

@@ -31,7 +31,7 @@ class ModuleBackend(ABC):
     Args:
         model: The module.
         padded: Whether a forward computes padding.
-        engine: How it runs and why, for people.
+        engine: How it runs and why, for logs and `stats()`.
     """
 
     def __init__(self, model: Any, *, padded: bool, engine: str) -> None:

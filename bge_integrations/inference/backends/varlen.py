@@ -44,7 +44,7 @@ def varlen_attention(
         max_seqlen: Tokens of the longest text, or more.
         starts: `cu_seqlens` on the host, which saves a copy from the device where there is no kernel.
         sliding_window: Attend at most this many tokens back.
-        softcap: Refused: torch's kernel has none.
+        softcap: Refused, because torch's kernel does not support it.
         is_causal: Attend only to earlier tokens.
 
     Returns:
@@ -54,7 +54,7 @@ def varlen_attention(
         NotImplementedError: `softcap` was given.
     """
     if softcap is not None:
-        raise NotImplementedError("Packed attention has no softcap; run this model padded.")
+        raise NotImplementedError("Packed attention does not support softcap; run this model padded.")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     attend = _opaque if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, cu_seqlens, max_seqlen, starts, scaling, sliding_window, causal), None

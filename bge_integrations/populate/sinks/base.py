@@ -29,7 +29,7 @@ class Sink:
     Args:
         store: The store.
         framework: Knows how its documents are identified and stored.
-        embedder: Computes its vectors; None if the store does that itself, because it takes none.
+        embedder: Computes its vectors; None if the store takes no vectors and computes them itself.
 
     Attributes:
         max_batch_size: The most documents that one write may have.
@@ -72,8 +72,8 @@ class Sink:
             if self.lists:
                 patiently(lambda: self.delete([entry.id for entry in written]))
                 error.add_note(
-                    f"Two models filled it at once; the {len(written)} documents that this one had written last are "
-                    "taken out again. Bring the other model's documents once more, in case some were the same."
+                    f"Two models filled the store at once; the {len(written)} documents that this run wrote last are "
+                    "deleted again. Run populate with the other model once more, in case it had written some of them."
                 )
             raise
 

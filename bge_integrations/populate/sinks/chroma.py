@@ -37,7 +37,7 @@ class ChromaSink(Sink):
         """Return up to `count` documents of the collection with their vectors.
 
         Raises:
-            TimeoutError: Others write them at the moment, and Chroma returns documents whose vectors it lacks.
+            TimeoutError: Others are writing them, and Chroma returns documents whose vectors it lacks.
         """
         found = self.collection.get(limit=count, include=["documents", "metadatas", "embeddings"])
         if len(found["embeddings"]) < len(found["ids"]):
@@ -115,7 +115,9 @@ class _Turns:
                 return operation(*args, **kwargs)
             except Exception as error:
                 if is_a(error, "InternalError") and not is_away(error):
-                    error.add_note("Chroma may hang when this process asks it again: mend the cause and start another.")
+                    error.add_note(
+                        "Chroma may hang if this process calls it again: fix the cause and start a new process."
+                    )
                     self._failure = error
                 raise
 

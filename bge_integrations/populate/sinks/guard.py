@@ -131,16 +131,16 @@ class Guard:
             raise FingerprintMismatchError(
                 f"This collection has no fingerprint, and its vectors are not those of {core.model}: that of document "
                 f"{other[0].id} {shown} ({len(other)} of {len(known if wide else texts)} differ). Another model filled "
-                "it, or the same with other settings: take that one, or fill a new collection; force=True fills this "
-                "one all the same."
+                "it, or the same with other settings: use that one, or fill a new collection; force=True fills this "
+                "one anyway."
             )
         if texts:
             self.claim(store)
             return
         self._may_claim = False
         logger.warning(
-            "This collection holds vectors, and neither a fingerprint nor texts that would tell which model made them: "
-            "it is filled, but nothing guards it against another model than %s.",
+            "This collection holds vectors, but neither a fingerprint nor texts that show which model made them: it is "
+            "filled, but nothing guards it against vectors of another model than %s.",
             core.model,
         )
 

@@ -125,7 +125,7 @@ class LanceSink(Sink):
             numbers = ", ".join(str(row["_rowid"]) for row in surplus)
             # Compacting the table renumbers its rows: then this deletes nothing, and the next run deletes them.
             self._table.delete(f"{_among(self.id, [row[self.id] for row in surplus])} AND _rowid IN ({numbers})")
-            logger.info("%d rows of the LanceDB table, whose ids are there once more, are deleted", len(surplus))
+            logger.info("deleting %d rows of the LanceDB table whose ids occur in a later row", len(surplus))
         return list(latest.values())
 
     def _keep_ids_unique(self, table: Any) -> None:

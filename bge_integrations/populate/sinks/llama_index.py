@@ -115,8 +115,8 @@ class IndexSink(Sink):
             self.index.delete_nodes(ids, delete_from_docstore=True)
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"{type(self.index.vector_store).__name__} cannot take {len(ids)} changed or stale nodes out, the "
-                f"first with id {ids[0]}. Build the index anew, or take a store that deletes, such as Chroma."
+                f"{type(self.index.vector_store).__name__} cannot delete {len(ids)} changed or stale nodes, the "
+                f"first with id {ids[0]}. Build the index again, or use a store that can delete, such as Chroma."
             ) from error
         self._inside.difference_update(ids)
 

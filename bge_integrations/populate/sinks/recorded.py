@@ -91,7 +91,7 @@ class RecordedSink(Sink):
             self.store.delete_nodes(node_ids=stored) if self._is_llama_index else self.store.delete(stored)
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"{type(self.store).__name__} cannot take {len(ids)} changed or stale documents out, the first with id "
+                f"{type(self.store).__name__} cannot delete {len(ids)} changed or stale documents, the first with id "
                 f"{ids[0]}. Fill a new store, or take one that deletes, such as Chroma."
             ) from error
         self.record.delete(ids)
