@@ -324,7 +324,9 @@ def _pipeline(resolved: Resolved, tokenizer: Any) -> Backend:
         model[0].model = merged(model[0].model, folder)
         model.to(key.device)
     engine = f"sentence_transformers: {resolved.reason}"
-    return SentenceTransformersBackend(_unmapped(model, key), pad_id=pad_id or 0, engine=engine)
+    return SentenceTransformersBackend(
+        _unmapped(model, key), pad_id=pad_id or 0, engine=engine, names_pooling=bool(folder.modules)
+    )
 
 
 def _unmapped(model: Any, key: ModelKey) -> Any:

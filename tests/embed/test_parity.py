@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer
 
 from bge_integrations import BgeEmbedder
 
@@ -54,7 +54,8 @@ def test_lower_casing_by_the_pipeline(make, tmp_path, cache):
     ("make", "like"),
     [(tiny.make_bert_embedder, "BAAI/bge-small-en-v1.5"), (tiny.make_xlmr_embedder, "BAAI/bge-m3")],
 )
-def test_a_bare_folder_is_pooled_by_its_first_token(make, like, tmp_path, cache):
+@pytest.mark.parametrize("backend", ["torch", "sentence_transformers"])
+def test_a_bare_folder_is_pooled_by_its_first_token(backend, make, like, tmp_path, cache):
     folder = make(tmp_path, modules=False)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     expected = []
@@ -62,7 +63,28 @@ def test_a_bare_folder_is_pooled_by_its_first_token(make, like, tmp_path, cache)
         inputs = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
         with torch.no_grad():
             expected.append(torch.nn.functional.normalize(model(**inputs).last_hidden_state[0, 0], dim=0).numpy())
-    close(BgeEmbedder(str(folder), like=like, on_truncate="ignore", cache=cache).encode_documents(TEXTS), expected)
+    embedder = BgeEmbedder(str(folder), like=like, backend=backend, on_truncate="ignore", cache=cache)
+    assert embedder.describe()["pooling"] == "cls"
+    close(embedder.encode_documents(TEXTS), expected)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["mpnet", "data2vec-text", "ibert", "luke", "roberta-prelayernorm", "xlm-roberta-xl"]
+)
+def test_positions_that_begin_after_the_padding_leave_room_for_512_tokens(model_type, tmp_path, cache):
+    folder = tiny.make_xlmr_embedder(tmp_path)
+    facts = json.loads((folder / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = CONFIG_MAPPING[model_type](
+        **{name: facts[name] for name in kept}, pad_token_id=1, max_position_embeddings=514
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    library = SentenceTransformer(str(folder))
+    library.max_seq_length = 512
+    embedder = BgeEmbedder(str(folder), on_truncate="ignore", cache=cache)
+    assert embedder.describe()["max_length"] == 512
+    close(embedder.encode_documents(TEXTS), library.encode(TEXTS, batch_size=1), atol=1e-5)
 
 
 def test_half_precision_is_close_and_float32_outside(bert_embedder, cache):
