@@ -1,4 +1,8 @@
-"""This package's threads and locks, and what happens to them when the process forks or ends."""
+"""This package's threads and locks, and what happens to them when the process forks or ends.
+
+The hooks for a fork stand at the end of this file. What a forked child does with models, and what ends first when the
+process ends, is in `runtime/cache.py` (`_after_fork_in_child`, `_at_exit`).
+"""
 
 import asyncio
 import contextlib

@@ -120,10 +120,11 @@ def is_within(name: str, allowed: frozenset[str]) -> bool:
 
 def law_of(part: str) -> Law:
     """Give the law of the nearest part; the top of the package has a law of its own."""
-    while part not in LAWS:
-        part, dot, _ = part.rpartition(".")
+    nearest = part
+    while nearest not in LAWS:
+        nearest, dot, _ = nearest.rpartition(".")
         assert dot, f"{part} has no law: add one"
-    return LAWS[part]
+    return LAWS[nearest]
 
 
 def imported(node: ast.stmt) -> list[str]:

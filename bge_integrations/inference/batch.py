@@ -1,4 +1,8 @@
-"""The data that an engine handles: texts become encodings, encodings share batches, and rows return to their call."""
+"""The data that an engine handles: texts become encodings, encodings share batches, and rows return to their call.
+
+`BatchSize` counts what a batch holds. `Engine._assemble` fills batches up to the token budget, whose default is in
+`runtime/device.py`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future

@@ -20,13 +20,13 @@ _REFUSED_MODEL_KEYS = {
     "attn_implementation": "The attention is chosen by the device and dtype; leave the key out.",
     "cache_folder": "Pass cache_folder= itself.",
     "config_kwargs": "The model runs as its config.json says; change that file.",
-    "export": "Models run on torch here; leave the key out.",
-    "file_name": "Models run on torch here; leave the key out.",
+    "export": "The backend is chosen by the model and the machine; leave the key out.",
+    "file_name": "The backend is chosen by the model and the machine; leave the key out.",
     "model_card_data": "No model card is written; leave the key out.",
     "model_name_or_path": "Pass model_name= itself.",
     "modules": "Save the modules to a folder with SentenceTransformer(modules=...).save() and pass it as model_name=.",
     "processor_kwargs": "The tokenizer runs as its files say; for another limit use BgeEmbeddings(max_length=...).",
-    "provider": "Models run on torch here; leave the key out.",
+    "provider": "The backend is chosen by the model and the machine; leave the key out.",
     "tokenizer_kwargs": "The tokenizer runs as its files say; for another limit use BgeEmbeddings(max_length=...).",
 }
 _DTYPE_KEYS = ("dtype", "torch_dtype")

@@ -1,6 +1,7 @@
 """The cache of models: one copy of each model's weights per process, whoever uses it.
 
-A call holds a lease on its model until it ends; an idle model stays loaded until another needs its memory.
+A call holds a lease on its model until it ends; an idle model stays loaded until another needs its memory. Keys are
+made in `resolve.py`, and `loaded.py` decides which model leaves.
 """
 
 import atexit

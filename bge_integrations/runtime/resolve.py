@@ -140,6 +140,11 @@ def _same_shape(spec: ModelSpec, folder: Folder) -> bool:
 
 
 def _choose_backend(source: ModelSource, located: Located, folder: Folder, spec: ModelSpec | None) -> tuple[str, str]:
+    """Return the backend, and why no faster one runs the model; "" if it is the fastest.
+
+    A backend that the caller names comes first, then what the model needs. "auto" takes OpenVINO where it pays, else
+    torch, and sentence-transformers for what torch cannot run.
+    """
     own_code = source.trust_remote_code and "auto_map" in folder.config
     reason = "it brings its own code" if own_code else slow_reason(folder)
     language_model = spec if spec and decoders_of(spec.family) else None

@@ -1,4 +1,4 @@
-"""Checks of the settings in sentence-transformers' own files: which run here, in that library, or not at all.
+"""Checks of a folder's settings: what is refused, and what the fast backends leave to sentence-transformers.
 
 Every key that the library reads is honoured, handed to it or refused by name; none is dropped.
 """

@@ -19,7 +19,7 @@ from bge_integrations.stores.kinds import is_a
 
 
 class ChromaSink(Sink):
-    """The sink for a Chroma collection."""
+    """The sink for a Chroma collection; `stores/fingerprint.py` says where it keeps the fingerprint."""
 
     max_writers = sys.maxsize
     takes_metadata_alone = True

@@ -27,7 +27,8 @@ class QdrantSink(Sink):
     """The sink for a Qdrant collection.
 
     Qdrant takes UUIDs and whole numbers as ids. A document without an id of its own gets the first half of its hash as
-    a UUID. An id that is no UUID is replaced by a UUID (version 5) made from it, and kept in the metadata.
+    a UUID. An id that is no UUID is replaced by a UUID (version 5) made from it, and kept in the metadata. Where the
+    collection keeps the fingerprint is in `stores/fingerprint.py`, as for all stores.
 
     Args:
         text_key: The payload's key of the text; None if the text is part of the metadata.
