@@ -12,6 +12,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from bge_integrations.populate import apopulate, populate
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 KIND = sys.argv[1]
 DOCUMENTS = [Document(f"text {n}") for n in range(40)]
 
