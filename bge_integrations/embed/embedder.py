@@ -1,7 +1,6 @@
 """Embedders turn texts into vectors, queries and documents with separate methods."""
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +36,7 @@ _SLICE = 1 << 14
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
-class Embedder(ModelUser, ABC, Generic[E]):
+class Embedder(ModelUser, Generic[E]):
     """The base of embedders, which encode texts with one model; a call returns an `E`.
 
     The arguments are documented in `BgeEmbedder`.
@@ -140,6 +139,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
     def describe(self) -> dict[str, object]:
         """Return the model's settings and how they were found. This loads no weights, but may download files."""
         resolved, plan = self._resolved(), self._text_plan("document")
+        folder = resolved.folder
         return {
             "model": self.model,
             "row": resolved.spec.id if resolved.spec else None,
@@ -147,7 +147,7 @@ class Embedder(ModelUser, ABC, Generic[E]):
             "query": str(self._text_plan("query")),
             "document": str(plan),
             "outputs": self._outputs,
-            "pooling": str(plan.dense.pooling),
+            "pooling": str(plan.dense.pooling if folder.pooling else folder.poolings or plan.dense.pooling),
             "normalize": plan.dense.normalize,
             "max_length": plan.max_length,
             "dim": plan.dim,
@@ -156,17 +156,17 @@ class Embedder(ModelUser, ABC, Generic[E]):
         }
 
     @property
-    @abstractmethod
     def _outputs(self) -> tuple[str, ...]:
         """The names of the model's outputs that this object returns."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _result(self, rows: Rows) -> E:
         """Turn rows into the embeddings that a call returns."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _no_result(self) -> E:
         """Return the embeddings of an empty list of texts; this may read the model's files."""
+        raise NotImplementedError
 
     def _encode(self, texts: Iterable[str], side: Side, show_progress: bool) -> E:
         listed = checked_texts(texts)

@@ -113,8 +113,12 @@ class Folder:
     @cached_property
     def pooling(self) -> Pooling | None:
         """The one pooling of the pipeline; None without modules.json or with a pooling that only the library knows."""
-        modes = [module.modes for module in self.modules if module.type == "Pooling"]
-        return _POOLINGS.get(modes[0][0]) if len(modes) == 1 and len(modes[0]) == 1 else None
+        return _POOLINGS.get(self.poolings)
+
+    @cached_property
+    def poolings(self) -> str:
+        """The modes of the pipeline's pooling, such as "cls" or "cls+max"; "" without modules.json."""
+        return "+".join(mode for module in self.modules if module.type == "Pooling" for mode in module.modes)
 
     @cached_property
     def include_prompt(self) -> bool:

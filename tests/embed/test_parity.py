@@ -69,7 +69,7 @@ def test_a_bare_folder_is_pooled_by_its_first_token(backend, make, like, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "model_type", ["mpnet", "data2vec-text", "ibert", "luke", "roberta-prelayernorm", "xlm-roberta-xl"]
+    "model_type", ["mpnet", "data2vec-text", "ibert", "longformer", "luke", "roberta-prelayernorm", "xlm-roberta-xl"]
 )
 def test_positions_that_begin_after_the_padding_leave_room_for_512_tokens(model_type, tmp_path, cache):
     folder = tiny.make_xlmr_embedder(tmp_path)
@@ -85,6 +85,17 @@ def test_positions_that_begin_after_the_padding_leave_room_for_512_tokens(model_
     embedder = BgeEmbedder(str(folder), on_truncate="ignore", cache=cache)
     assert embedder.describe()["max_length"] == 512
     close(embedder.encode_documents(TEXTS), library.encode(TEXTS, batch_size=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("modes", [["max"], ["weightedmean"], ["cls", "max"]])
+@pytest.mark.parametrize("like", [None, "BAAI/bge-small-en-v1.5"])
+def test_a_pooling_that_only_the_library_knows_is_described_by_its_name(modes, like, tmp_path, cache):
+    folder = tiny.make_bert_embedder(tmp_path)
+    pooling = {"embedding_dimension": 32, "pooling_mode": modes}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    embedder = BgeEmbedder(str(folder), like=like, cache=cache)
+    assert embedder.describe()["pooling"] == "+".join(modes)
+    close(embedder.encode_documents(LINES), SentenceTransformer(str(folder)).encode(LINES, batch_size=1))
 
 
 def test_half_precision_is_close_and_float32_outside(bert_embedder, cache):
