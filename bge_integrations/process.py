@@ -32,6 +32,8 @@ GRACE_SECONDS = 1.0
 """Seconds for which calls that the interpreter's end cut short get no answer: most waiting threads die meanwhile."""
 _STOP_SECONDS = 1.5
 """Seconds that the end of the process waits for this package's threads."""
+_STORE_SECONDS = 0.5
+"""Seconds that it waits for threads of `Background`, which may be in a call of a store that never returns."""
 _TEAM_SECONDS = 0.05
 """Seconds that a fork gives the threads that OpenMP had started for a thread that has finished: they go with it."""
 _FORK_SECONDS = 2.0
@@ -54,7 +56,10 @@ class PackageThread(threading.Thread):
 
     Attributes:
         finished: Set once its work is done; at the end of the interpreter the thread lives on a while to answer calls.
+        patience: The most seconds that anything waits for it to stop.
     """
+
+    patience = _STOP_SECONDS
 
     def __init__(self, name: str, target: Callable[..., object], *args: Any) -> None:
         super().__init__(name=name, target=target, args=args, daemon=True)
@@ -266,6 +271,7 @@ class Background(Generic[T]):
         ]
         self.close = weakref.finalize(self, _let_end, self._jobs, threads)
         for thread in self._threads:
+            thread.patience = _STORE_SECONDS
             thread.start()
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
@@ -314,10 +320,12 @@ def stop_threads() -> None:
 
 
 def _interrupt(threads: list[PackageThread], seconds: float) -> None:
-    deadline = monotonic() + seconds
-    while working := [thread for thread in threads if thread.is_alive() and not thread.finished.is_set()]:
-        if monotonic() > deadline:
-            return
+    def is_awaited(thread: PackageThread) -> bool:
+        waits = monotonic() - started < min(seconds, thread.patience)
+        return waits and thread.is_alive() and not thread.finished.is_set()
+
+    started = monotonic()
+    while working := list(filter(is_awaited, threads)):
         for thread in working:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         working[0].finished.wait(0.02)

@@ -55,15 +55,15 @@ class _FromCore:
     """A mixin for a stage that is given the model, or an object of the core whose arguments it takes over."""
 
     model: str | ModelUser
-    core: ClassVar[type[ModelUser]]
+    _core_type: ClassVar[type[ModelUser]]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, self.core):
+        if not isinstance(self.model, self._core_type):
             super().__post_init__()  # type: ignore[misc]  # the core's, which is the next base of a stage
             return
-        options = {option.name: option.default for option in fields(self.core) if option.name != "model"}
+        options = {option.name: option.default for option in fields(self._core_type) if option.name != "model"}
         if beside := [f"{name}=" for name, default in options.items() if getattr(self, name) != default]:
-            core = self.core.__name__
+            core = self._core_type.__name__
             raise ValueError(
                 f"{type(self).__name__} has all options from the {core} that is its model, so it takes no "
                 f"{', '.join(beside)} beside it. Give the {core} these options, or name the model."
@@ -98,7 +98,7 @@ class BgeEmbeddings(_FromCore, BgeEmbedder):
     output_column: str = "embedding"
     query: bool = False
 
-    core: ClassVar[type[ModelUser]] = BgeEmbedder
+    _core_type: ClassVar[type[ModelUser]] = BgeEmbedder
 
     @property
     def embedder(self) -> BgeEmbedder:
@@ -147,7 +147,7 @@ class BgeReranking(_FromCore, BgeReranker):
     input_column: str = "text"
     output_column: str = "score"
 
-    core: ClassVar[type[ModelUser]] = BgeReranker
+    _core_type: ClassVar[type[ModelUser]] = BgeReranker
 
     @property
     def reranker(self) -> BgeReranker:

@@ -71,3 +71,23 @@ def test_it_ends(way, runs):
         assert errors.splitlines()[-1] == last_line
         assert "Exception ignored" not in errors
         assert "Exception in thread" not in errors
+
+
+HANGING = """
+from threading import Event
+from time import monotonic
+from bge_integrations.process import Background, stop_threads
+
+begun = Event()
+background = Background(1, "populate")
+background.submit(lambda: (begun.set(), Event().wait(60)))
+begun.wait()
+started = monotonic()
+stop_threads()
+print(monotonic() - started)
+"""
+
+
+def test_a_store_that_never_answers_holds_the_end_up_for_half_a_second():
+    told = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, check=True)
+    assert 0.4 < float(told.stdout) < 1
