@@ -13,6 +13,9 @@ import psutil
 import pytest
 
 SCRIPT = Path(__file__).parent / "scripts" / "endings.py"
+ENVIRONMENT = dict(os.environ)
+"""A copy for scripts that start beside other tests: pytest changes the process's own at each, and that may be within an
+exec."""
 SECONDS = 2
 """The promise, on a machine that does nothing else; Python's own end, with torch imported, is one of them."""
 SECONDS_BESIDE_OTHERS = 20
@@ -35,7 +38,8 @@ ENDINGS = {  # way: exit code, last line of stderr
 def run(way, folder):
     """The script's exit code, stderr, and seconds of wall and of CPU time from the middle of the call to its end."""
     command = [sys.executable, SCRIPT, way, folder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=ENVIRONMENT) as script:
         assert script.stdout.readline() == "now\n", script.communicate()
         limit = threading.Timer(60, script.kill)
         limit.start()

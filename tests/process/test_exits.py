@@ -1,5 +1,6 @@
 """While the interpreter ends, a call works or says that it can't; it never hangs, and nothing gets lost in silence."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,9 @@ import pytest
 pytestmark = pytest.mark.slow  # starts processes of its own
 
 SCRIPT = Path(__file__).parent / "scripts" / "exits.py"
+ENVIRONMENT = dict(os.environ)
+"""A copy for scripts that start beside other tests: pytest changes the process's own at each, and that may be within an
+exec."""
 ONE = "(1, 32)"
 
 WAYS = {  # way: what each call came to
@@ -39,9 +43,8 @@ WAYS = {  # way: what each call came to
 
 
 def run(way, *folders):
-    return subprocess.run(
-        [sys.executable, SCRIPT, way, *map(str, folders)], capture_output=True, text=True, timeout=110, check=False
-    )
+    command = [sys.executable, SCRIPT, way, *map(str, folders)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
