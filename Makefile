@@ -8,7 +8,7 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=200000000 MALLOC_TRIM_THRESHOLD_=214748364
 LEFT_OUT := notebook or kill or spark or ray or node or lowest or slow
 # Tests that measure time or memory, or kill processes in the middle of something; the others run two at a time.
 ALONE := $(addprefix tests/,process embed/test_overhead.py populate/test_faults.py populate/test_interrupts.py \
-	populate/test_kills.py runtime/test_event_loop.py runtime/test_soak.py test_ray.py test_spark.py)
+	populate/test_kills.py runtime/test_event_loop.py runtime/test_soak.py serve/test_process.py test_ray.py test_spark.py)
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 # Scripts for this repository alone, written for what `make setup` installs.
 OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py

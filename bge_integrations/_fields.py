@@ -6,9 +6,10 @@ from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
+from bge_integrations.runtime.address import checked_cache
 from bge_integrations.runtime.cache import ModelCache
 
 MODEL_NAMES = ("model", "model_name")
@@ -93,8 +94,11 @@ class ModelFields(CoreModel):
     """Most tokens of one forward pass."""
     like: str | None = None
     """Catalogue id of the model that a fine-tune or a bare folder descends from."""
-    cache: SkipJsonSchema[ModelCache | None] = Field(default=None, exclude=True, repr=False)
-    """Cache that holds the weights; None = the process-wide one. Left out of dumps."""
+    cache: Annotated[SkipJsonSchema[ModelCache] | str | None, AfterValidator(checked_cache)] = Field(
+        default=None, exclude_if=lambda cache: not isinstance(cache, str)
+    )
+    """Cache that holds the weights, the address of a server, or "auto"; None = what BGE_CACHE names, else the
+    process-wide one. Dumps hold an address, without its key, and leave out the rest."""
     cache_folder: PathText | None = None
     """Folder for files from the hub; None = the hub client's own folder."""
     token: Annotated[SecretStr | None, BeforeValidator(unmasked)] = Field(default=None, exclude=True, repr=False)

@@ -13,6 +13,8 @@ BgeError
 |-- OverloadedError (RuntimeError)      too many calls are waiting
 |-- DeviceLostError (RuntimeError)      the device failed, and computes nothing more in this process
 |-- ForkedProcessError (RuntimeError)   a forked child cannot use what its parent had started
+|-- ServerUnavailableError (ConnectionError)  the server that holds the models cannot be reached, or went away
+|-- NotAllowedError (PermissionError)   the server that holds the models wants a key
 `-- ClosedError (RuntimeError)          the engine or cache was closed while the call waited
 """
 
@@ -71,3 +73,11 @@ class ForkedProcessError(BgeError, RuntimeError):
 
 class ClosedError(BgeError, RuntimeError):
     """The engine or cache was closed while the call waited for it, or the interpreter is ending."""
+
+
+class ServerUnavailableError(BgeError, ConnectionError):
+    """The server that holds the models cannot be reached, or went away before it answered."""
+
+
+class NotAllowedError(BgeError, PermissionError):
+    """The server that holds the models wants a key, and got none or another one."""

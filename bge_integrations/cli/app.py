@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from bge_integrations.cli.serving import serve
 from bge_integrations.errors import BgeError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(serve)
 
 Device = Annotated[str | None, typer.Option(help="Where models run: cpu, cuda:0, mps. Default: the best there is.")]
 Dtype = Annotated[

@@ -3,19 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Generic, TypeVar, cast
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.embed.fingerprint import fingerprint
 from bge_integrations.embed.prompts import EmbedOptions, Example, FolderOptions, Side, check_examples, checked_examples
 from bge_integrations.inference.batch import Cut, Output, Rows
-from bge_integrations.inference.plan import TextPlan
 from bge_integrations.process import wait
-from bge_integrations.runtime.request import Kind, Options
+from bge_integrations.runtime.cache import cache_at
+from bge_integrations.runtime.request import Kind, TextOptions
 from bge_integrations.runtime.user import (
     ModelUser,
     Stream,
@@ -87,13 +86,11 @@ class Embedder(ModelUser, Generic[E]):
         Raises:
             TypeError: `texts` is a bare string, or an element is not a string; the message has its index.
         """
-        options = self._options["document"]
 
-        def report(cuts: Sequence[Cut]) -> None:
-            named = cuts if positions is None else [replace(cut, index=positions[cut.index]) for cut in cuts]
-            self._report(options, named)
+        def report(cuts: Sequence[Cut], limit: int) -> None:
+            self._report(cuts if positions is None else [replace(c, index=positions[c.index]) for c in cuts], limit)
 
-        return Pending(self._submit(options, checked_texts(texts)), self._result, report)
+        return Pending(self._submit(self._options["document"], checked_texts(texts)), self._result, report)
 
     def iter_documents(self, texts: Iterable[str], chunk_size: int = 1024) -> Iterator[E]:
         """Embed any number of documents in bounded memory.
@@ -116,7 +113,7 @@ class Embedder(ModelUser, Generic[E]):
         """The length of a dense vector."""
         if self._row and self._row.id == self.model and self._row.dim and self._sources[0].path is None:
             return self._row.dim
-        return self._text_plan("document").dim
+        return int(self._describe(self._options["document"])["dim"])
 
     @property
     def fingerprint(self) -> str:
@@ -126,33 +123,18 @@ class Embedder(ModelUser, Generic[E]):
         instruction and whether it runs in int8; not the path, device, backend, another dtype or the query instruction.
         The first use reads the weight files.
         """
-        resolved, plan = self._resolved(), self._text_plan("document")
-        settings = {
-            "pooling": plan.dense.pooling,
-            "normalize": plan.dense.normalize,
-            "dim": plan.dim,
-            "max_length": plan.max_length,
-            "document_prefix": plan.prefix,
-        } | ({"int8": True} if resolved.key.dtype == "int8" else {})
-        return fingerprint(resolved.folder, settings, self._outputs)
+        return cache_at(self.cache).fingerprint(self._sources[0], self._options["document"])
 
     def describe(self) -> dict[str, object]:
         """Return the model's settings and how they were found. This loads no weights, but may download files."""
-        resolved, plan = self._resolved(), self._text_plan("document")
-        folder = resolved.folder
+        query, facts = (self._describe(self._options[side]) for side in ("query", "document"))
         return {
             "model": self.model,
-            "row": resolved.spec.id if resolved.spec else None,
-            "found": resolved.found_by,
-            "query": str(self._text_plan("query")),
-            "document": str(plan),
+            "query": query["text"],
+            "document": facts.pop("text"),
             "outputs": self._outputs,
-            "pooling": str(plan.dense.pooling if folder.pooling else folder.poolings or plan.dense.pooling),
-            "normalize": plan.dense.normalize,
-            "max_length": plan.max_length,
-            "dim": plan.dim,
             "on_truncate": self.on_truncate,
-            **asdict(resolved.key),
+            **facts,
         }
 
     @property
@@ -186,18 +168,15 @@ class Embedder(ModelUser, Generic[E]):
         return self._stream(self._options["document"], iter_texts(texts), size, convert=self._result)
 
     @cached_property
-    def _options(self) -> dict[Side, Options]:
+    def _options(self) -> dict[Side, TextOptions]:
         return {"query": self._side("query"), "document": self._side("document")}
 
-    def _side(self, side: Side) -> Options:
+    def _side(self, side: Side) -> TextOptions:
         """Return the options that decide the vectors of one side, queries or documents."""
         return EmbedOptions(
             side=side, query_instruction=self.query_instruction, document_instruction=self.document_instruction,
             normalize=self.normalize, max_length=self.max_length, outputs=self._outputs,
         )  # fmt: skip
-
-    def _text_plan(self, side: Side) -> TextPlan:
-        return cast("TextPlan", self._plan(self._options[side]))
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -236,7 +215,10 @@ class BgeEmbedder(Embedder[FloatArray]):
         revision: The hub's branch, tag or commit.
         max_batch_tokens: Most tokens in a forward that holds texts of this object.
         like: The catalogue id that a fine-tune or a bare folder descends from.
-        cache: The cache that holds the loaded model; None is the process-wide cache.
+        cache: Where the model lives: a `ModelCache` of this process, the address of a server that `bge serve` has
+            started ("http://host:8080", "unix:///path/of.sock"), or "auto" for this user's own server, which is started
+            if need be. None takes the address in the environment's `BGE_CACHE`, else the process-wide cache. A server
+            decides `device` and `backend`; `revision`, `dtype` and `like` must be its own where they are given.
         cache_folder: Where downloads are kept; None is the hub's own folder.
         token: Access token for private or gated repositories. `repr` never shows it.
         local_files_only: Never ask the hub.
@@ -279,7 +261,7 @@ class BgeEmbedder(Embedder[FloatArray]):
         """The length of a vector."""
         return self.truncate_dim or super().dim
 
-    def _side(self, side: Side) -> Options:
+    def _side(self, side: Side) -> TextOptions:
         examples = [Example(e["query"], e["response"], e.get("instruct")) for e in self.examples or ()]
         return EmbedOptions(
             side=side, query_instruction=self.query_instruction, document_instruction=self.document_instruction,
@@ -304,11 +286,11 @@ class Pending(Generic[E]):
     Args:
         future: The future of the model's output.
         convert: Turns its rows into embeddings.
-        report: Called with the texts that were cut.
+        report: Called with the texts that were cut, and their limit.
     """
 
     def __init__(
-        self, future: "Future[Output]", convert: Callable[[Rows], E], report: Callable[[Sequence[Cut]], None]
+        self, future: "Future[Output]", convert: Callable[[Rows], E], report: Callable[[Sequence[Cut], int], None]
     ) -> None:
         self._future = future
         self._convert = convert
@@ -317,7 +299,7 @@ class Pending(Generic[E]):
     def result(self) -> tuple[E, int]:
         """Wait for the embeddings; return them, as `encode_documents` does, and the number of tokens computed."""
         output = wait(self._future)
-        self._report(output.cuts)
+        self._report(output.cuts, output.max_length)
         return self._convert(output.rows), output.tokens
 
     def cancel(self) -> None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from bge_integrations.inference.plan import TextPlan
 from bge_integrations.runtime.folder import Folder, content_hash
+from bge_integrations.runtime.request import Resolved
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,8 +29,16 @@ _USUAL = (
 """The usual values of the settings that say where a Transformer module takes its token vectors from."""
 
 
-def fingerprint(folder: Folder, settings: Mapping[str, object], outputs: Sequence[str] = ("dense",)) -> str:
-    """Return 32 hexadecimal digits that hash a folder's weights and tokenizer, `settings` and `outputs`."""
+def fingerprint(resolved: Resolved, plan: TextPlan, outputs: Sequence[str]) -> str:
+    """Return 32 hexadecimal digits that hash the weights and tokenizer, the plan and the outputs."""
+    folder = resolved.folder
+    settings = {
+        "pooling": plan.dense.pooling,
+        "normalize": plan.dense.normalize,
+        "dim": plan.dim,
+        "max_length": plan.max_length,
+        "document_prefix": plan.prefix,
+    } | ({"int8": True} if resolved.key.dtype == "int8" else {})
     tokenizer = next(
         (folder.tokenizer_path / n for n in _TOKENIZER_FILES if (folder.tokenizer_path / n).is_file()), None
     )

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from bge_integrations.catalog import ModelSpec
+from bge_integrations.embed.fingerprint import fingerprint
 from bge_integrations.errors import MissingWeightsError, UnsupportedModelError
 from bge_integrations.inference.heads import M3, Dense
 from bge_integrations.inference.plan import TextPlan, length_limit
 from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.request import Resolved
+from bge_integrations.runtime.request import Resolved, TextOptions, plan_of
 from bge_integrations.types import Pooling
 
 Side = Literal["query", "document"]
@@ -23,8 +24,31 @@ class Example(NamedTuple):
     instruct: str | None
 
 
+class _OfTexts:
+    """The part that the options of all embedders share: what they tell of their plan."""
+
+    __slots__ = ()
+
+    outputs: tuple[str, ...]
+
+    def describe(self: TextOptions, resolved: Resolved) -> dict[str, Any]:
+        """Return the plan's settings, with the place of the text in "text"."""
+        plan, folder = cast("TextPlan", plan_of(self, resolved)), resolved.folder
+        return {
+            "text": str(plan),
+            "pooling": str(plan.dense.pooling if folder.pooling else folder.poolings or plan.dense.pooling),
+            "normalize": plan.dense.normalize,
+            "max_length": plan.max_length,
+            "dim": plan.dim,
+        }
+
+    def fingerprint(self: TextOptions, resolved: Resolved) -> str:
+        """Return a hash, 32 hexadecimal digits, of everything that decides the vectors."""
+        return fingerprint(resolved, cast("TextPlan", plan_of(self, resolved)), self.outputs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedOptions:
+class EmbedOptions(_OfTexts):
     """The options, besides the model, that decide the vectors of one side: arguments of `BgeEmbedder`."""
 
     side: Side
@@ -98,12 +122,13 @@ class EmbedOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FolderOptions:
+class FolderOptions(_OfTexts):
     """The options, besides the model, that decide the vectors of `FolderEmbedder`: its arguments."""
 
     prompt: str | None = None
     prompt_name: str | None = None
     max_length: int | None = None
+    outputs: tuple[str, ...] = ("dense",)
 
     def plan(self, resolved: Resolved) -> TextPlan:
         """Return the plan by which sentence-transformers computes a text, with the folder's own settings.

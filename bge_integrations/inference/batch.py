@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from operator import attrgetter
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -168,11 +169,19 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The output of a call: rows in the order of the texts, the texts that were cut, and the number of its tokens."""
+    """The output of a call.
+
+    Attributes:
+        rows: The rows, in the order of the texts.
+        cuts: The texts that were cut.
+        tokens: The number of tokens computed.
+        max_length: The most tokens of a text.
+    """
 
     rows: Rows
     cuts: tuple[Cut, ...]
     tokens: int
+    max_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +217,10 @@ class Call:
         max_batch_tokens: Most tokens of a forward that this call takes part in.
         first: Index of the first text in the caller's list, which may be more than this call; for messages.
         patient: Whether it waits for admission, instead of being refused, when too many calls wait.
+        max_length: The most tokens of a text, for messages.
         future: The future of its output.
         release: Called with the future, right before the future is answered.
+        queued: When it was made, on the clock `time.monotonic`.
         served: Number of its tokens that batches have taken.
         last_turn: Number of the queue's last step that took some of it.
         alone: Whether it shares no batch, because a batch that it shared has failed.
@@ -222,8 +233,10 @@ class Call:
     max_batch_tokens: int
     first: int = 0
     patient: bool = False
+    max_length: int = 0
     future: "Future[Output]" = field(default_factory=Future)
     release: "Callable[[Future[Output]], object]" = lambda _: None
+    queued: float = field(default_factory=monotonic)
     served: int = 0
     last_turn: int = 0
     alone: bool = False
@@ -274,7 +287,7 @@ class Call:
         if self._finished == len(self.texts):
             cuts = sorted(self._cuts, key=attrgetter("index"))
             self.release(self.future)
-            answer(self.future, Output(self._rows, tuple(cuts), self._tokens), None)
+            answer(self.future, Output(self._rows, tuple(cuts), self._tokens, self.max_length), None)
 
     def fail(self, error: BaseException) -> None:
         self.release(self.future)

@@ -8,12 +8,13 @@ waits for a bulk job to end.
 import logging
 import sys
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from bge_integrations.inference.batch import (
     not_finite,
 )
 from bge_integrations.inference.plan import Bound, PairPlan, Plan
+from bge_integrations.inference.stats import BOUNDS, EngineStats, stats_of
 from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.process import DeviceLock, PackageThread, device_lock
 
@@ -43,17 +45,7 @@ LOOKAHEAD = 8
 CLEAN_BATCHES = 16
 """After this many batches without an out-of-memory error, a budget that such an error halved is doubled again."""
 
-_Batch = tuple[list[Item], Launched]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """The calls that wait in an engine or run, and its batches, tokens and cut texts so far."""
-
-    queue_depth: int
-    batches: int
-    tokens: int
-    truncations: int
+_Batch = tuple[list[Item], Launched, float]
 
 
 class Engine:
@@ -125,15 +117,14 @@ class Engine:
         )  # fmt: skip
         call = Call(
             items, bound.encode, limits.check, bound.head, max_batch_tokens or self.max_batch_tokens, first, patient,
-            future or Future(), release,
+            plan.max_length, future or Future(), release,
         )  # fmt: skip
         self.queue.submit(call)
         return call.future
 
     @property
     def stats(self) -> EngineStats:
-        queue = self.queue
-        return EngineStats(queue.depth, queue.batches, queue.tokens, queue.truncated)
+        return stats_of(self.queue)
 
     def close(self) -> None:
         """End the worker after its running batch; calls that wait get `ClosedError`."""
@@ -169,6 +160,8 @@ class Queue:
         self._budget: int | None = None
         self._failed_at = self._clean = 0
         self.batches = self.tokens = self.truncated = 0
+        self.waits, self.forwards = [0] * (len(BOUNDS) + 1), [0] * (len(BOUNDS) + 1)
+        self.waited = self.computed = 0.0
 
     @property
     def depth(self) -> int:
@@ -296,35 +289,42 @@ class Queue:
             except BaseException as error:  # a panic in the tokenizer is not an Exception
                 call.fail(error)
                 continue
-            shared = min(limit, call.max_batch_tokens)
+            shared, fresh = min(limit, call.max_batch_tokens), not call.served
             if taken := call.take(size, shared):
                 items += taken
                 limit = shared
                 call.last_turn = self._turn
+                if fresh:
+                    waited = monotonic() - call.queued
+                    self.waits[bisect_left(BOUNDS, waited)] += 1
+                    self.waited += waited
             if size.tokens >= limit:
                 break
         return items
 
     def _launch(self, items: list[Item]) -> _Batch | None:
         """Run a batch; return it if its rows are still to be collected from the device, else None."""
+        started = monotonic()
         try:
             rows = self._forward(items)
             if isinstance(rows, Launched):
-                return items, rows
-            self._deliver(items, rows)
+                return items, rows, started
+            self._deliver(items, rows, started)
         except BaseException as error:  # the worker survives every error
             self._blame(items, error)
         return None
 
-    def _collect(self, items: list[Item], launched: Launched) -> None:
+    def _collect(self, items: list[Item], launched: Launched, started: float) -> None:
         try:
-            self._deliver(items, launched.rows())
+            self._deliver(items, launched.rows(), started)
         except BaseException as error:
             self._blame(items, error)
 
-    def _deliver(self, items: list[Item], rows: Rows) -> None:
+    def _deliver(self, items: list[Item], rows: Rows, started: float) -> None:
         if rows.dtype == object or not np.isfinite(rows).all():
             rows = self._finite(items, rows)
+        self.forwards[bisect_left(BOUNDS, seconds := monotonic() - started)] += 1
+        self.computed += seconds
         self._count(items)
         for call, positions in by_call(items).items():
             call.alone = False

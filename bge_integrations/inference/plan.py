@@ -85,6 +85,7 @@ class PairPlan:
         query_max_length: Most tokens of its query; None takes three quarters of `max_length`, as FlagEmbedding does.
         prompt: Text after each pair; "" for a cross-encoder.
         layers: The layers of a layerwise reranker; None for other rerankers.
+        document_max_length: Most tokens of its passage; None sets no limit besides `max_length`.
     """
 
     prefixes: tuple[str, str]
@@ -92,6 +93,7 @@ class PairPlan:
     query_max_length: int | None
     prompt: str
     layers: Layers | None
+    document_max_length: int | None = None
 
     @property
     def query_limit(self) -> int:
@@ -111,6 +113,7 @@ class PairPlan:
             tokenizer.pairs,
             max_length=self.max_length,
             query_max_length=min(self.query_limit, room - 1),
+            document_max_length=self.document_max_length or self.max_length,
             prefixes=self.prefixes,
         )
         encode = partial(tokenizer.prompted_pairs, **plain.keywords, prompt=self.prompt) if self.prompt else plain

@@ -4,6 +4,7 @@ The tokenizer's own truncation and padding are switched off once and never touch
 use it with any limits: cutting, special tokens and padding are done here, on ids.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -142,13 +143,14 @@ class TextTokenizer:
         *,
         max_length: int,
         query_max_length: int,
+        document_max_length: int = sys.maxsize,
         prefixes: tuple[str, str] = ("", ""),
     ) -> list[Encoding]:
-        """Encode (query, passage) pairs: the query is cut to `query_max_length`, the passage to what remains."""
+        """Encode (query, passage) pairs, each cut to its own limit, and the passage to what the query leaves of all."""
         encodings = []
         for query, passage in self._ids_of_pairs(pairs, prefixes):
             kept = self._kept(query, query_max_length)
-            room = max(0, max_length - self.pair_special_tokens - len(kept))
+            room = min(document_max_length, max(0, max_length - self.pair_special_tokens - len(kept)))
             filled, types = self._pair.fill(kept, self._kept(passage, room), self._with_types)
             encodings.append(Encoding(filled, types, len(query) + len(passage) + self.pair_special_tokens))
         return encodings
@@ -161,6 +163,7 @@ class TextTokenizer:
         query_max_length: int,
         prefixes: tuple[str, str],
         prompt: str,
+        document_max_length: int = sys.maxsize,
     ) -> list[Encoding]:
         """Encode (query, passage) pairs as LLM-based rerankers read them: query, passage and prompt, a line each.
 
@@ -172,7 +175,7 @@ class TextTokenizer:
         encodings = []
         for query, passage in self._ids_of_pairs(pairs, prefixes):
             start = [*self._bos, *self._kept(query, query_max_length), *separator]
-            kept = self._kept(passage, min(max_length, max(0, limit - len(start))))
+            kept = self._kept(passage, min(document_max_length, max_length, max(0, limit - len(start))))
             parts = (start, kept, [*separator, *tail])
             ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
             full = len(self._bos) + len(query) + len(separator) + len(passage) + len(parts[2])

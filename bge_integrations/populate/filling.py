@@ -18,7 +18,7 @@ from bge_integrations.populate.embedders import ForeignEmbedder, Pending
 from bge_integrations.populate.framework import PLAIN_TEXT
 from bge_integrations.populate.record import Record
 from bge_integrations.populate.report import Failure, PopulateReport
-from bge_integrations.populate.retry import Halving, Refused, ends_run, patiently
+from bge_integrations.populate.retry import Halving, Refused, ends_run, is_server_away, patiently
 from bge_integrations.populate.sinks.base import Sink, dense
 from bge_integrations.process import Background
 from bge_integrations.stores.kinds import HASH_KEY
@@ -275,7 +275,8 @@ class Filling:
         for _ in self._moving.run(plan.moved, partial(self._move, plan), refused, lambda others: others()):
             pass
         out = {entry.id for entry, _ in refused}
-        completed, more = self._sink.complete([entry for entry in (*plan.same, *plan.moved) if entry.id not in out])
+        present = [entry for entry in (*plan.same, *plan.moved) if entry.id not in out]
+        completed, more = patiently(lambda: self._sink.complete(present), when=is_server_away)
         return Tally(
             added=sum(entry.id not in out for entry in plan.new),
             updated=sum(entry.id not in out for entry in (*plan.changed, *plan.moved)),
@@ -287,9 +288,13 @@ class Filling:
 
     def _embed(self, entries: list[Entry], pending: Pending | None, part: slice) -> tuple[Any, int]:
         """Return the vectors and tokens of a batch, or of a part of it, which is embedded anew."""
-        whole = part.stop - part.start == len(entries)
-        waited_for = pending if whole else self._sink.submit(entries[part])
-        return waited_for.result() if waited_for else (None, 0)
+        started = [pending] if part.stop - part.start == len(entries) else []
+
+        def embed() -> tuple[Any, int]:
+            waited_for = started.pop() if started else self._sink.submit(entries[part])
+            return waited_for.result() if waited_for else (None, 0)
+
+        return patiently(embed, when=is_server_away)
 
     def _store(self, entries: list[Entry], embeddings: Any, held: dict[str, Held], part: slice) -> None:
         if self._stop.is_set():

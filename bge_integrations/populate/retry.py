@@ -12,14 +12,14 @@ from typing import Any, Generic, TypeVar
 
 import tenacity
 
-from bge_integrations.errors import BgeError, InputTooLongError, NonFiniteError
+from bge_integrations.errors import BgeError, InputTooLongError, NonFiniteError, ServerUnavailableError
 from bge_integrations.populate.documents import Entry
 from bge_integrations.stores.kinds import is_a
 
 T = TypeVar("T")
 
 SECONDS = 60
-"""For how many seconds a store that cannot be reached is tried again."""
+"""For how many seconds a store, or the server of the models, is tried again while it cannot be reached."""
 
 _stop: ContextVar[Event] = ContextVar("stop", default=Event())  # noqa: B039 - nobody sets the default
 
@@ -71,8 +71,12 @@ def asking_until(stop: Event) -> Iterator[None]:
         _stop.reset(before)
 
 
-def patiently(work: Callable[[], T]) -> T:
+def patiently(work: Callable[[], T], *, when: Callable[[BaseException], bool] | None = None) -> T:
     """Call `work` and return its result; try again, with growing pauses, while the store cannot be reached.
+
+    Args:
+        work: The function to call.
+        when: Returns whether to try again after an error; None asks `is_away`.
 
     Raises:
         CancelledError: The event given to `asking_until` is set during a pause.
@@ -84,7 +88,7 @@ def patiently(work: Callable[[], T]) -> T:
             raise CancelledError
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_away),
+        retry=tenacity.retry_if_exception(when or is_away),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
         sleep=pause,
         stop=tenacity.stop_any(tenacity.stop_after_delay(SECONDS), tenacity.stop_when_event_set(stop)),
@@ -106,6 +110,11 @@ def is_away(error: BaseException) -> bool:
     """Return whether a store cannot answer at the moment, so that asking again may help."""
     names_it = is_a(error, *_AWAY) or _OVERTAKEN.search(str(error)) is not None
     return names_it or _status(error) in _BUSY or _is_unavailable(error)
+
+
+def is_server_away(error: BaseException) -> bool:
+    """Return whether the server that holds the models cannot answer at the moment."""
+    return isinstance(error, ServerUnavailableError)
 
 
 def _status(error: BaseException) -> int:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from bge_integrations.catalog import ModelSpec
 from bge_integrations.inference.heads import Layers
 from bge_integrations.inference.plan import PairPlan, length_limit
 from bge_integrations.runtime.folder import Folder
-from bge_integrations.runtime.request import Resolved
+from bge_integrations.runtime.request import Resolved, plan_of
 
 DEFAULT_MAX_LENGTH = 512
 ARGUMENTS = {
@@ -28,6 +29,7 @@ class RerankOptions:
     prompt: str | None = None
     max_length: int | None = None
     query_max_length: int | None = None
+    document_max_length: int | None = None
     cutoff_layers: tuple[int, ...] | None = None
     compress_layers: tuple[int, ...] | None = None
     compress_ratio: int | None = None
@@ -61,11 +63,25 @@ class RerankOptions:
             prefixes=self._prefixes(resolved),
             max_length=length_limit(self.max_length, default, folder.positions, resolved.name),
             query_max_length=self.query_max_length,
+            document_max_length=self.document_max_length,
             prompt=self.prompt or (spec.prompt if spec else ""),
             layers=layers_of(folder, self.cutoff_layers or (), self.compress_layers, self.compress_ratio or 1)
             if layerwise
             else None,
         )
+
+    def describe(self, resolved: Resolved) -> dict[str, Any]:
+        """Return the plan's settings, with the places of query and passage in "query" and "document"."""
+        plan = cast("PairPlan", plan_of(self, resolved))
+        before_query, before_passage = plan.prefixes
+        return {
+            "query": before_query + "{query}",
+            "document": before_passage + "{document}",
+            "prompt": plan.prompt,
+            "cutoff_layers": plan.layers.cutoffs if plan.layers else None,
+            "max_length": plan.max_length,
+            "query_max_length": plan.query_limit,
+        }
 
     def _prefixes(self, resolved: Resolved) -> tuple[str, str]:
         spec = resolved.spec

@@ -1,15 +1,14 @@
 """The reranker: queries and passages become relevance scores."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_integrations.inference.plan import PairPlan
 from bge_integrations.rerank.prompts import RerankOptions, check_layers, layer_numbers
 from bge_integrations.runtime.request import Kind
 from bge_integrations.runtime.user import ModelUser, checked_pairs, checked_texts, off_loop, optional_positive, positive
@@ -115,10 +114,10 @@ class BgeReranker(ModelUser):
         Raises:
             ValueError: The model is not a layerwise reranker.
         """
-        layers = self._pair_plan().layers
-        if layers is None:
+        cutoffs = self._describe(self._options)["cutoff_layers"]
+        if cutoffs is None:
             raise ValueError(f"{self.model} scores after its last layer only. Use score().")
-        logits = self._logits(checked_pairs(pairs), show_progress, width=len(layers.cutoffs))
+        logits = self._logits(checked_pairs(pairs), show_progress, width=len(cutoffs))
         return self._normalized(logits)
 
     def rerank(self, query: str, documents: Iterable[str], top_n: int | None = None) -> list[RerankResult]:
@@ -148,22 +147,8 @@ class BgeReranker(ModelUser):
 
     def describe(self) -> dict[str, object]:
         """Return the model's settings and how they were found. This loads no weights, but may download files."""
-        resolved, plan = self._resolved(), self._pair_plan()
-        before_query, before_passage = plan.prefixes
-        return {
-            "model": self.model,
-            "row": resolved.spec.id if resolved.spec else None,
-            "found": resolved.found_by,
-            "query": before_query + "{query}",
-            "document": before_passage + "{document}",
-            "prompt": plan.prompt,
-            "cutoff_layers": plan.layers.cutoffs if plan.layers else None,
-            "normalize": self.normalize,
-            "max_length": plan.max_length,
-            "query_max_length": plan.query_limit,
-            "on_truncate": self.on_truncate,
-            **asdict(resolved.key),
-        }
+        facts = self._describe(self._options)
+        return {"model": self.model, "normalize": self.normalize, "on_truncate": self.on_truncate, **facts}
 
     @cached_property
     def _options(self) -> RerankOptions:
@@ -173,9 +158,6 @@ class BgeReranker(ModelUser):
             cutoff_layers=layer_numbers("cutoff_layers", self.cutoff_layers),
             compress_layers=layer_numbers("compress_layers", self.compress_layers), compress_ratio=self.compress_ratio,
         )  # fmt: skip
-
-    def _pair_plan(self) -> PairPlan:
-        return cast("PairPlan", self._plan(self._options))
 
     def _logits(self, pairs: list[Pair], show_progress: bool = False, width: int = 1) -> Logits:
         """Compute logits, float64 (pairs, layers); the last column is the score."""

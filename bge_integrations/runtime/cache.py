@@ -24,7 +24,7 @@ from bge_integrations.runtime.device import note_fork_during_load, parse_budget
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
 from bge_integrations.runtime.loaded import Resident, Residents
 from bge_integrations.runtime.locate import locate, names_of
-from bge_integrations.runtime.request import ModelSource, Options, Request, Resolved, plan_of
+from bge_integrations.runtime.request import Cache, ModelSource, Options, Request, Resolved, TextOptions, plan_of
 from bge_integrations.runtime.resolve import openvino_failed, resolve
 
 _Waiting = tuple[Request, Future[Output]]
@@ -119,6 +119,16 @@ class ModelCache:
         """Return the plan for calls with these options. Blocks as `resolve` does; raises what `options` refuse."""
         return plan_of(options, self.resolve(source))
 
+    def describe(self, source: ModelSource, options: Options) -> dict[str, Any]:
+        """Return how a model was found and where it runs, and the settings of calls with these options."""
+        resolved = self.resolve(source)
+        row = resolved.spec.id if resolved.spec else None
+        return {"row": row, "found": resolved.found_by, **options.describe(resolved), **asdict(resolved.key)}
+
+    def fingerprint(self, source: ModelSource, options: TextOptions) -> str:
+        """Return a hash of everything that decides vectors of these options; it reads the weight files."""
+        return options.fingerprint(self.resolve(source))
+
     def depth(self, source: ModelSource) -> int:
         """Return the number of calls that wait for a model or run on it; 0 where it is not loaded."""
         resolved = self._known.get(source)
@@ -129,7 +139,7 @@ class ModelCache:
 
         Returns:
             `models`, a list with one dict per loaded model (model, revision, backend, device, dtype, bytes, engine,
-            leases, queue_depth, batches, tokens, truncations), `loads`, `evictions`, `budget` and `max_waiting`.
+            leases, and the fields of `EngineStats`), `loads`, `evictions`, `budget` and `max_waiting`.
         """
         models = [
             asdict(resident.key)
@@ -279,14 +289,31 @@ class ModelCache:
             return self._missed.pop(source)
 
 
+CacheArgument = ModelCache | str | None
+"""A cache of this process, the address of a server, "auto", or None for the default."""
+
 _caches: weakref.WeakValueDictionary[str, ModelCache] = weakref.WeakValueDictionary()
 _abandoned: list[list[Resident]] = []
 _naming = ForkSafeLock()
 
 
 def default_cache() -> ModelCache:
-    """Return the process-wide cache, which `cache=None` means everywhere."""
+    """Return the process-wide cache, which `cache=None` means everywhere, unless `BGE_CACHE` names a server."""
     return _default
+
+
+def cache_at(cache: CacheArgument) -> Cache:
+    """Return the cache that an argument `cache=` means; None is the server that `BGE_CACHE` names, else `_default`.
+
+    Raises:
+        ValueError: `BGE_CACHE` is no address.
+    """
+    place = cache or os.environ.get("BGE_CACHE") or _default
+    if isinstance(place, ModelCache):
+        return place
+    from bge_integrations.runtime.address import cache_behind
+
+    return cache_behind(place)
 
 
 def _cache_named(name: str, budget: int | float | str | None, max_waiting: int) -> ModelCache:

@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 
 from bge_integrations.inference.batch import Cut, Output
-from bge_integrations.runtime.cache import ModelCache
-from bge_integrations.runtime.request import ModelSource, Request
+from bge_integrations.runtime.request import Cache, ModelSource, Request
 
 MIN_ITEMS = 8
 """Number of items below which a whole call goes to one replica."""
 
 
-def spread(request: Request, replicas: Sequence[ModelSource], cache: ModelCache) -> Future[Output]:
+def run(request: Request, replicas: Sequence[ModelSource], cache: Cache) -> Future[Output]:
+    """Run one call on the model's one device, or spread it over several."""
+    if len(replicas) == 1:
+        return cache.submit(replace(request, source=replicas[0]))
+    return spread(request, replicas, cache)
+
+
+def spread(request: Request, replicas: Sequence[ModelSource], cache: Cache) -> Future[Output]:
     """Run one call on several replicas: a short one on the least busy, a long one in parts of like size on all.
 
     Returns:
@@ -86,4 +92,4 @@ def _in_order(outputs: Sequence[Output]) -> Output:
         cuts += [Cut(first + cut.index, cut.full_length) for cut in output.cuts]
         first += len(output.rows)
     rows = np.concatenate([output.rows for output in outputs])
-    return Output(rows, tuple(cuts), sum(output.tokens for output in outputs))
+    return Output(rows, tuple(cuts), sum(output.tokens for output in outputs), outputs[0].max_length)

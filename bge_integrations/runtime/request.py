@@ -3,11 +3,13 @@
 import functools
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bge_integrations.catalog import ModelSpec
+from bge_integrations.inference.batch import Output
 from bge_integrations.inference.plan import Plan
 from bge_integrations.runtime.folder import Folder
 
@@ -115,6 +117,25 @@ class Options(Hashable, Protocol):
             ValueError: The model's files show that it can't compute it; the weights need not be loaded for that.
         """
 
+    @abstractmethod
+    def describe(self, resolved: Resolved) -> dict[str, Any]:
+        """Return the settings of the plan for people to read: builtins that JSON can hold."""
+
+
+class TextOptions(Options, Protocol):
+    """The options of an embedder.
+
+    Attributes:
+        outputs: The names of the model's outputs that a call returns.
+    """
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def fingerprint(self, resolved: Resolved) -> str:
+        """Return a hash, 32 hexadecimal digits, of everything that decides the vectors; it reads the weight files."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -143,3 +164,26 @@ class Request:
 def plan_of(options: Options, resolved: Resolved) -> Plan:
     """Return `options.plan(resolved)`, which is made once and then kept."""
     return options.plan(resolved)
+
+
+class Cache(Protocol):
+    """The place where models live: a `ModelCache` of this process, or one that is reached by its address."""
+
+    @abstractmethod
+    def submit(self, request: Request) -> Future[Output]:
+        """Run a call on its model, which is loaded first if need be; never block."""
+
+    @abstractmethod
+    def describe(self, source: ModelSource, options: Options) -> dict[str, Any]:
+        """Return how a model was found and where it runs, and the settings of calls with these options.
+
+        This loads no weights, but may download files, and blocks meanwhile.
+        """
+
+    @abstractmethod
+    def fingerprint(self, source: ModelSource, options: TextOptions) -> str:
+        """Return `options.fingerprint` of the model. Blocks as `describe` does."""
+
+    @abstractmethod
+    def depth(self, source: ModelSource) -> int:
+        """Return the number of calls that wait for a model or run on it; 0 where it is not loaded."""

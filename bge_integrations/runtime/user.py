@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from functools import partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
@@ -21,9 +20,9 @@ from tqdm import tqdm
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
 from bge_integrations.errors import UnknownModelError
 from bge_integrations.inference.batch import Cut, Output, Rows
-from bge_integrations.inference.plan import Plan
 from bge_integrations.process import awaited, wait
-from bge_integrations.runtime.cache import ModelCache, default_cache
+from bge_integrations.runtime.address import checked_cache
+from bge_integrations.runtime.cache import CacheArgument, cache_at, default_cache
 from bge_integrations.runtime.device import normalize_devices, normalize_dtype
 from bge_integrations.runtime.locate import named_folder
 from bge_integrations.runtime.replicas import spread
@@ -64,7 +63,7 @@ class ModelUser:
     revision: str | None = None
     max_batch_tokens: int | None = None
     like: str | None = None
-    cache: ModelCache | None = None
+    cache: CacheArgument = None
     cache_folder: str | None = None
     token: str | None = None
     local_files_only: bool = False
@@ -80,6 +79,7 @@ class ModelUser:
         self.dtype = dtype = _dtype_of(self.dtype, self.backend)
         self.max_batch_tokens = optional_positive("max_batch_tokens", self.max_batch_tokens)
         self.cache_folder = None if self.cache_folder is None else str(self.cache_folder)
+        self.cache = checked_cache(self.cache)
         check_name(self.model)
         self._row = self._find_row()
         if self._row:
@@ -103,7 +103,8 @@ class ModelUser:
             self.__dict__.pop("_options", None)  # they are made anew, of what the arguments are now
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model!r})"
+        where = f", cache={self.cache!r}" if isinstance(self.cache, str) else ""
+        return f"{type(self).__name__}({self.model!r}{where})"
 
     def _find_row(self) -> ModelSpec | None:
         """Return the catalogue's row where the name, or `like`, alone tells it; else None."""
@@ -116,10 +117,11 @@ class ModelUser:
             return None
 
     def _resolved(self) -> Resolved:
-        return (self.cache or default_cache()).resolve(self._sources[0])
+        """Find the model's files on this machine, wherever it runs."""
+        return default_cache().resolve(self._sources[0])
 
-    def _plan(self, options: Options) -> Plan:
-        return (self.cache or default_cache()).plan(self._sources[0], options)
+    def _describe(self, options: Options) -> dict[str, Any]:
+        return cache_at(self.cache).describe(self._sources[0], options)
 
     def _submit(
         self, options: Options, items: Sequence[Any], first: int = 0, *, patient: bool = False
@@ -129,7 +131,7 @@ class ModelUser:
             source=self._sources[0], options=options, items=items, max_batch_tokens=self.max_batch_tokens,
             refuse_long=self.on_truncate == "raise", first=first, patient=patient,
         )  # fmt: skip
-        cache = self.cache or default_cache()
+        cache = cache_at(self.cache)
         return cache.submit(request) if len(self._sources) == 1 else spread(request, self._sources, cache)
 
     def _run(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
@@ -137,7 +139,7 @@ class ModelUser:
         if not bar_every:
             output = wait(self._submit(options, items))
             if output.cuts:
-                self._report(options, output.cuts)
+                self._report(output.cuts, output.max_length)
             return output.rows
         return np.concatenate(list(self._stream(options, items, bar_every, convert=np.asarray, bar=True)))
 
@@ -146,7 +148,7 @@ class ModelUser:
         if not bar_every:
             output = await awaited(self._submit(options, items, patient=True))
             if output.cuts:
-                self._report(options, output.cuts)
+                self._report(output.cuts, output.max_length)
             return output.rows
         return np.concatenate(
             [rows async for rows in self._stream(options, items, bar_every, convert=np.asarray, bar=True)]
@@ -158,13 +160,13 @@ class ModelUser:
         def start(chunk: list[Any], first: int, patient: bool) -> Future[Output]:
             return self._submit(options, chunk, first, patient=patient)
 
-        return Stream(items, start, size, convert=convert, report=partial(self._report, options), bar=bar)
+        return Stream(items, start, size, convert=convert, report=self._report, bar=bar)
 
-    def _report(self, options: Options, cuts: Sequence[Cut]) -> None:
+    def _report(self, cuts: Sequence[Cut], limit: int) -> None:
         """Warn once per call of all items that were cut, where `on_truncate` is "warn"."""
         if not cuts or self.on_truncate != "warn":
             return
-        limit, what = self._plan(options).max_length, "text" if self.kind == "embedder" else "pair"
+        what = "text" if self.kind == "embedder" else "pair"
         indices = ", ".join(str(cut.index) for cut in cuts[:10]) + (", ..." if len(cuts) > 10 else "")
         longest = max(cut.full_length for cut in cuts)
         warnings.warn(
@@ -278,7 +280,7 @@ class Stream(Generic[T]):
             their chunk waits for admission where too many calls wait.
         size: Number of items of a chunk.
         convert: Function that turns a chunk's rows into what is yielded.
-        report: Function that is called at the end with the items that were cut, if any were.
+        report: Function that is called at the end with the items that were cut, if any were, and their limit.
         bar: Whether to show a tqdm bar.
     """
 
@@ -289,7 +291,7 @@ class Stream(Generic[T]):
         size: int,
         *,
         convert: Callable[[Rows], T],
-        report: Callable[[list[Cut]], None],
+        report: Callable[[list[Cut], int], None],
         bar: bool = False,
     ) -> None:
         self._items = iter(items)
@@ -300,6 +302,7 @@ class Stream(Generic[T]):
         self._queued: deque[Future[Output]] = deque()
         self._read = self._done = 0
         self._cuts: list[Cut] = []
+        self._max_length = 0
         self._bar = tqdm(total=length_hint(items) or None, unit="text") if bar else None
 
     def __iter__(self) -> Iterator[T]:
@@ -321,7 +324,7 @@ class Stream(Generic[T]):
         if self._bar is not None:
             self._bar.close()
         if self._cuts and error in (None, GeneratorExit):
-            self._report(self._cuts)
+            self._report(self._cuts, self._max_length)
 
     def _next(self, *, patient: bool) -> Future[Output] | None:
         while len(self._queued) < 2 and (chunk := list(islice(self._items, self._size))):
@@ -331,6 +334,7 @@ class Stream(Generic[T]):
 
     def _taken(self, output: Output) -> T:
         self._cuts += [Cut(self._done + cut.index, cut.full_length) for cut in output.cuts]
+        self._max_length = output.max_length
         self._done += len(output.rows)
         if self._bar is not None:
             self._bar.update(len(output.rows))

@@ -151,6 +151,7 @@ def test_statistics_are_builtins(make, bert_embedder, cache):
     assert stats == {"loads": 1, "evictions": 0, "budget": None, "max_waiting": 10_000}
     assert entry["revision"].startswith("local-")
     del entry["revision"], entry["bytes"], entry["queue_depth"]
+    assert [entry.pop(f"{what}_seconds")["count"] for what in ("queue", "forward")] == [1, 1]
     assert entry == {
         "model": str(bert_embedder),
         "backend": "torch",
