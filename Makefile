@@ -13,7 +13,7 @@ TWO_AT_A_TIME := --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE)
 # Scripts for this repository alone, written for what `make setup` installs.
 OWN_TOOLS := tests/test_benchmarks.py tests/test_training.py
 
-.PHONY: setup demo test test-all test-lowest check bench bench-gpu train clean
+.PHONY: setup demo test test-all test-lowest check bench bench-gpu bench-serve train clean
 
 setup: .venv/.ready  ## .venv with every extra and the development tools
 
@@ -48,6 +48,9 @@ check: setup  ## format, lint, types
 bench: setup  ## measured against the peers: make bench DATA=path/to/data; without DATA on docstrings, no labelled sets
 	$(BIN)/python -m pip install --quiet --no-deps --target build/benchmarks/packages --requirement benchmarks/peers.txt
 	$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
+
+bench-serve: setup  ## the server beside one process and beside a plain server; memory of 16 clients
+	$(BIN)/python -m benchmarks.serving $(if $(DATA),--data $(DATA))
 
 bench-gpu: setup  ## the same on a GPU
 	$(BIN)/python -m benchmarks --gpu cuda $(if $(DATA),--data $(DATA))

@@ -42,7 +42,7 @@ from langchain_core.documents import Document
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import Datasink, WriteResult
 
-__all__ = ["BgeEmbeddings", "BgeReranking", "VectorStoreDatasink"]
+__all__ = ["BgeEmbeddings", "BgeReranking", "VectorStoreDatasink", "server"]
 
 Batch = dict[str, NDArray[Any]]
 """Columns of a batch, in the format that `map_batches` gives by default."""
@@ -257,6 +257,49 @@ class VectorStoreDatasink(Datasink[PopulateReport]):
         return Document.model_construct(
             id=None if own is None else str(own), page_content=row[self.text_column], metadata=metadata
         )
+
+
+def server(
+    models: Iterable[str],
+    *,
+    num_replicas: int = 1,
+    ray_actor_options: dict[str, Any] | None = None,
+    api_keys: Sequence[str] = (),
+) -> Any:
+    """Make a Ray Serve application that serves models as `bge serve` does, from the GPUs of a whole cluster.
+
+    Every replica holds a copy of each model. One machine with one GPU needs no Ray: `bge serve` shares one copy there.
+
+    Args:
+        models: Ids or folders that every machine of the cluster can find.
+        num_replicas: The number of replicas.
+        ray_actor_options: What a replica takes of its machine, such as `{"num_gpus": 1}`.
+        api_keys: As in `bge_integrations.serve.create_app`.
+
+    Returns:
+        An application for `ray.serve.run`.
+
+    Raises:
+        MissingExtraError: Ray Serve, or the extra `serve`, is not installed.
+
+    Example:
+        ```python
+        ray.serve.run(server(["BAAI/bge-m3"], num_replicas=8, ray_actor_options={"num_gpus": 1}))
+        ```
+    """
+    from bge_integrations.serve import create_app
+
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise MissingExtraError('Ray Serve is not installed: pip install "ray[serve]"') from error
+
+    @serve.ingress(create_app(models, api_keys=api_keys))
+    class BgeServer:
+        """A replica of the server."""
+
+    deployed: Any = serve.deployment(num_replicas=num_replicas, ray_actor_options=ray_actor_options or {})(BgeServer)
+    return deployed.bind()
 
 
 def _texts(batch: Batch, column: str) -> list[str]:

@@ -65,6 +65,31 @@ def compute(_: Path) -> dict[str, Any]:
     }
 
 
+def serve(folder: Path) -> dict[str, Any]:
+    """Two replicas answer by HTTP, and as the cache of this process."""
+    import httpx
+    from ray import serve
+
+    from bge_integrations.ray import server
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(server([EMBEDDER, RERANKER], num_replicas=2, ray_actor_options={"num_cpus": 0.5}))
+    address = f"http://127.0.0.1:{port}"
+    there = BgeEmbedder(EMBEDDER, cache=address)
+    asked = httpx.post(f"{address}/v1/embeddings", json={"model": EMBEDDER, "input": TEXTS}, timeout=60).json()
+    vectors = np.array([row["embedding"] for row in asked["data"]], np.float32)
+    replicas = serve.status().applications["default"].deployments["BgeServer"].replica_states
+    told = {
+        "vectors": distance(there.encode_documents(TEXTS), BgeEmbedder(EMBEDDER).encode_documents(TEXTS)),
+        "openai": distance(vectors, there.encode_documents(TEXTS)),
+        "replicas": sum(replicas.values()),
+    }
+    serve.shutdown()
+    return told
+
+
 def wait_for(happened: Callable[[], Any]) -> Any:
     while not (value := happened()):
         time.sleep(0.01)
@@ -188,7 +213,7 @@ def kill_task(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    jobs = {job.__name__: job for job in (compute, kill_actor, kill_task)}
+    jobs = {job.__name__: job for job in (compute, kill_actor, kill_task, serve)}
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as own:
         memory = {"object_store_memory": 100 * 2**20}
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=own, **memory)

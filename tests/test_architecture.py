@@ -92,7 +92,7 @@ LAWS = {
     "populate.sinks.qdrant": law("populate embed stores errors types", "numpy qdrant_client"),
     "populate.sinks.lancedb": law("populate embed stores errors types", "numpy pyarrow"),
     "populate.sinks.recorded": law("populate embed stores errors types", "numpy", inside="llama_index"),
-    "ray": law("populate embed rerank runtime.user.ModelUser errors types", "langchain_core numpy ray"),
+    "ray": law("populate embed rerank serve runtime.user.ModelUser errors types", "langchain_core numpy ray"),
     "spark": law("populate embed rerank errors types", "numpy pandas pyarrow pyspark", "langchain_core"),
     "export": law(
         f"export embed rerank {CORE}",

@@ -54,6 +54,16 @@ def test_vectors_and_scores_are_those_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(280)
+def test_two_replicas_serve(tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve")
+    told = on_ray("serve", tmp_path)
+    assert told["vectors"] < 1e-5
+    assert told["openai"] < 1e-5
+    assert told["replicas"] == 2
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
 @pytest.mark.kill
 def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
     told = on_ray("kill_actor", tmp_path)
