@@ -40,12 +40,15 @@ LIBRARIES = {
     "lancedb": "lancedb",
     "pyspark": "spark",
     "ray": "ray",
+    "fastapi": "serve",
+    "uvicorn": "serve",
     "onnxruntime": "onnx",
     "ir-measures": "eval",
 }
 """Distributions, and the extra that installs each; "" for those that the package itself needs."""
 
 _VARIABLES = (
+    "BGE_CACHE",
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
     "HF_HOME",
