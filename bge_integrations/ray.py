@@ -1,4 +1,4 @@
-"""Ray Data (extra `ray`): columns of vectors and scores for `map_batches`, and a sink that fills vector stores.
+"""Ray (extra `ray`): columns and a sink for Ray Data, which fills vector stores, and the server on a cluster.
 
 Example:
     ```python

@@ -45,8 +45,7 @@ def run(app: FastAPI, listener: socket.socket, *, drain: int, idle_exit: float |
         if watch:
             watch.cancel()
 
-    uvicorn_loop = config.get_loop_factory()
-    with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(serve())
 
 

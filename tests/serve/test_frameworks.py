@@ -3,8 +3,10 @@
 import pickle
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.load import dumps
@@ -14,12 +16,14 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 from serving import EMBEDDER, RERANKER
+from starlette.applications import Starlette
 
 from bge_integrations import BgeEmbedder, BgeReranker
 from bge_integrations.chroma import BgeEmbeddingFunction
 from bge_integrations.langchain import BgeEmbeddings, BgeRerank, RerankingRetriever
 from bge_integrations.llama_index import BgeEmbedding
 from bge_integrations.llama_index import BgeRerank as NodeRerank
+from bge_integrations.serve import create_app
 
 pytestmark = pytest.mark.enable_socket
 
@@ -92,6 +96,20 @@ async def test_llama_index_embeds_and_reranks_there(server):
     ranked = NodeRerank(RERANKER, cache=server, top_n=2).postprocess_nodes(nodes, query_str=QUERY)
     best = BgeReranker(RERANKER).rerank(QUERY, PASSAGES)[0]
     assert (ranked[0].text, ranked[0].score) == (PASSAGES[best.index], pytest.approx(best.score, abs=1e-4))
+
+
+@pytest.mark.parametrize("outer", [FastAPI, Starlette])
+async def test_it_mounts_in_another_application(outer):
+    outside = outer()
+    outside.mount("/models", create_app([EMBEDDER], api_keys=["key"]))
+    transport = httpx.ASGITransport(app=outside)
+    async with httpx.AsyncClient(transport=transport, base_url="http://outside") as client:
+        assert (await client.get("/models/docs")).status_code == 200
+        ask = {"url": "/models/v1/embeddings", "json": {"model": EMBEDDER, "input": PASSAGES}}
+        assert (await client.post(**ask)).json()["error"]["type"] == "authentication_error"
+        answer = (await client.post(**ask, headers={"Authorization": "Bearer key"})).json()
+    vectors = [row["embedding"] for row in answer["data"]]
+    np.testing.assert_allclose(vectors, BgeEmbedder(EMBEDDER).encode_documents(PASSAGES), rtol=0, atol=1e-5)
 
 
 def test_chroma_embeds_there(server):
