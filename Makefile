@@ -49,8 +49,13 @@ bench: setup  ## measured against the peers: make bench DATA=path/to/data; witho
 	$(BIN)/python -m pip install --quiet --no-deps --target build/benchmarks/packages --requirement benchmarks/peers.txt
 	$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
 
-bench-serve: setup  ## the server beside one process and beside a plain server; memory of 16 clients
+bench-serve: setup build/benchmarks/infinity/.ready  ## the server beside one process and others; memory of 16 clients
 	$(BIN)/python -m benchmarks.serving $(if $(DATA),--data $(DATA))
+
+# Without infinity the benchmark measures beside the other peers.
+build/benchmarks/infinity/.ready: benchmarks/infinity.txt constraints.txt
+	$(PYTHON) -m venv --clear $(@D) && $(@D)/bin/python -m pip install --quiet --only-binary :all: \
+		--constraint constraints.txt --requirement benchmarks/infinity.txt && touch $@ || echo "infinity could not be installed" >&2
 
 bench-gpu: setup  ## the same on a GPU
 	$(BIN)/python -m benchmarks --gpu cuda $(if $(DATA),--data $(DATA))

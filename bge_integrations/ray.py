@@ -17,6 +17,12 @@ Example:
 One actor keeps one copy of the model. On GPUs give `num_gpus=1` and as many actors as GPUs. On CPUs `num_cpus=` is the
 number of an actor's cores, 1 by default, because Ray sets OMP_NUM_THREADS by it. Ray restarts a killed actor and
 repeats its batch.
+
+Where `bge serve MODEL --socket PATH` runs on every machine, the actors of a machine share its copy and load neither
+model nor torch: give them `cache="unix://PATH"`, or set BGE_CACHE for them by Ray's `runtime_env={"env_vars":
+{"BGE_CACHE": "unix://PATH"}}`, of `ray.init` or of one `map_batches`; the tasks of a `VectorStoreDatasink` take it by
+`ray_remote_args`. Workers of a Ray that a program starts itself inherit BGE_CACHE from it. A server's key reaches them
+as BGE_API_KEY, in the same way.
 """
 
 import time

@@ -10,6 +10,11 @@ Example:
 
 Spark runs a Python worker for each task slot, and a worker loads each model once, for all tasks it is given. It
 computes on `spark.task.cpus` cores (1 by default), because Spark sets OMP_NUM_THREADS by it.
+
+Where `bge serve MODEL --socket PATH` runs on every machine, the workers of a machine share its copy and load neither
+model nor torch. Give the stages `cache="unix://PATH"`, or configure `spark.executorEnv.BGE_CACHE=unix://PATH`, which
+counts for `populate_partitions` too; in local mode workers also inherit BGE_CACHE from the driver. A server's key
+reaches them as `spark.executorEnv.BGE_API_KEY`.
 """
 
 import json
@@ -28,6 +33,8 @@ from bge_integrations.errors import MissingExtraError
 from bge_integrations.populate.pipeline import OnError, populate
 from bge_integrations.populate.report import Failure, PopulateReport, sum_reports
 from bge_integrations.rerank.reranker import BgeReranker
+from bge_integrations.runtime.address import checked_cache
+from bge_integrations.runtime.cache import CacheArgument
 
 if any(find_spec(name) is None for name in ("pyspark", "pandas", "pyarrow")):
     raise MissingExtraError(
@@ -40,7 +47,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from pyspark.ml import Transformer
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader, DefaultParamsWritable, DefaultParamsWriter
 from pyspark.sql.functions import col, pandas_udf, struct  # type: ignore[attr-defined]
 from pyspark.sql.types import StringType
 
@@ -51,8 +58,8 @@ __all__ = ["BgeEmbeddings", "BgeReranking", "populate_partitions"]
 
 T = TypeVar("T")
 
-NEVER_SAVED = ("cache", "token")
-"""Options that are never saved with a pipeline: a cache lives in one process, and a token is a secret."""
+NO_PARAMETERS = ("cache", "token")
+"""Options that are plain attributes: a cache may be one of this process, and a token is a secret."""
 
 _NOBODY = Params._dummy()  # noqa: SLF001 - how pyspark.ml declares parameters
 
@@ -76,11 +83,30 @@ def _side(value: Any) -> str:
     return str(value)
 
 
+class _Writer(DefaultParamsWriter):
+    """Saves a stage's parameters and, if its cache is an address, that."""
+
+    instance: "_Stage"
+
+    def saveImpl(self, path: str) -> None:  # noqa: N802
+        cache = self.instance.cache
+        self.saveMetadata(self.instance, path, self.sparkSession, {"cache": cache} if isinstance(cache, str) else None)
+
+
+class _Reader(DefaultParamsReader[Any]):
+    """Loads what `_Writer` has saved."""
+
+    def load(self, path: str) -> Any:
+        stage = super().load(path)
+        stage.cache = self.loadMetadata(path, self.sparkSession).get("cache")
+        return stage
+
+
 class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any], DefaultParamsWritable):
     """Base class of both transformers: every option of a class of the core is a parameter of the same name."""
 
-    cache: Any = None
     token: str | None = None
+    _cache: CacheArgument = None
     _core_type: ClassVar[Any]
     _defaults: ClassVar[dict[str, Any]]
     __signature__: ClassVar[Signature | None]
@@ -92,7 +118,7 @@ class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any],
             cls.__signature__ = None if "__init__" in vars(cls) else cls.__signature__
             return
         defaults = {option.name: option.default for option in fields(core)}
-        for name in defaults.keys() - NEVER_SAVED:
+        for name in defaults.keys() - NO_PARAMETERS:
             setattr(cls, name, Param(_NOBODY, name, f"{name} of bge_integrations.{core.__name__}", _saved))
         cls._core_type, cls._defaults = core, {**own, **defaults, "model": None}
         types = {option.name: option.type for option in fields(core)} | {"model": str | core | None}
@@ -116,6 +142,24 @@ class _Stage(HasInputCol, HasOutputCol, Transformer, DefaultParamsReadable[Any],
         self._set(**given)
         if self.isSet("model"):
             self._core()
+
+    @property
+    def cache(self) -> CacheArgument:
+        """The cache, or the address of a server, without the key that may have been in it."""
+        return self._cache
+
+    @cache.setter
+    def cache(self, cache: CacheArgument) -> None:
+        self._cache = checked_cache(cache)
+
+    def write(self) -> _Writer:
+        """Return what saves the stage."""
+        return _Writer(self)
+
+    @classmethod
+    def read(cls) -> _Reader:
+        """Return what loads a saved stage."""
+        return _Reader(cls)
 
     @property
     def maxLength(self) -> "Param[Any]":  # noqa: N802
@@ -162,9 +206,10 @@ class BgeEmbeddings(_Stage, core=BgeEmbedder, own={"inputCol": None, "outputCol"
     before the result is used, and a result that is used twice is computed twice; a filter on the column counts as one
     use, the rows it lets through as another. Write or cache the result first.
 
-    A saved pipeline keeps every argument but two. `token` and `cache` are plain attributes: Spark sends them to the
-    workers with the stage, but a loaded stage has none until you set them (`stage.token = ...`). `trust_remote_code` is
-    kept, so load pipelines only of people whose code you would run.
+    A saved pipeline keeps every argument but `token` and, unless it is an address, `cache`. These two are plain
+    attributes: Spark sends them to the workers with the stage, but a loaded stage has no token until you set it
+    (`stage.token = ...`). An address is kept and sent without the key in it. `trust_remote_code` is kept, so load
+    pipelines only of people whose code you would run.
 
     Args:
         inputCol: Column of texts.

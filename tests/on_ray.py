@@ -18,10 +18,13 @@ import chromadb
 import numpy as np
 import psutil
 import ray
+import tiny
 from chromadb.config import Settings
+from serving import serving, what_it_holds
 
 from bge_integrations import BgeEmbedder, BgeReranker
 from bge_integrations.ray import BgeEmbeddings, BgeReranking, VectorStoreDatasink
+from bge_integrations.runtime.remote import remote_cache
 
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 COUNT = 120
@@ -87,6 +90,43 @@ def serve(folder: Path) -> dict[str, Any]:
         "replicas": sum(replicas.values()),
     }
     serve.shutdown()
+    return told
+
+
+class Telling(BgeEmbeddings):
+    """Begins when another actor is there too, and adds a column of what the actor holds after each batch."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        (folder / str(os.getpid())).touch()
+
+    def __call__(self, batch):
+        wait_for(lambda: len(list(self.folder.iterdir())) >= 2)
+        embedded = super().__call__(batch)
+        return embedded | {"held": np.array([json.dumps(what_it_holds())] * len(batch["text"]))}
+
+
+def shared(folder: Path) -> dict[str, Any]:
+    """Two actors that load the model themselves, or use a server's; what each holds, and the vectors."""
+    model = tiny.make_bert_embedder(folder / "model", hidden=512, vocab_size=40_000)
+    told: dict[str, Any] = {"weights": (model / "model.safetensors").stat().st_size, "workers": {}, "vectors": {}}
+    options = {"model": str(model), "backend": "torch"}
+    expected = BgeEmbedder(**options).encode_documents(TEXTS)
+    with serving("--socket", folder / "bge.sock", "--backend", "torch", models=[model]) as server:
+        environment = {"runtime_env": {"env_vars": {"BGE_CACHE": server.address}}}
+        for name, kwargs, remote in (
+            ("alone", options, {}),
+            ("told by the environment", options, environment),
+            ("given an address", options | {"cache": server.address}, {}),
+        ):
+            arguments = {"folder": folder / name, **kwargs}
+            dataset = rows(COUNT // 8).map_batches(Telling, fn_constructor_kwargs=arguments, **TWO_ACTORS, **remote)
+            embedding, held = columns(dataset, "embedding", "held")
+            told["vectors"][name] = distance(embedding, expected)
+            told["workers"][name] = [json.loads(each) for each in set(held.tolist())]
+        told["server"] = remote_cache(server.address).stats()
     return told
 
 
@@ -213,7 +253,7 @@ def kill_task(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    jobs = {job.__name__: job for job in (compute, kill_actor, kill_task, serve)}
+    jobs = {job.__name__: job for job in (compute, kill_actor, kill_task, serve, shared)}
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as own:
         memory = {"object_store_memory": 100 * 2**20}
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=own, **memory)

@@ -1,6 +1,7 @@
 """What the tests of Spark run in a process of its own: python on_spark.py JOB FOLDER; the last line is JSON."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -17,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
+import tiny
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.functions import spark_partition_id
+from pyspark.sql.functions import pandas_udf, spark_partition_id
+from serving import serving, what_it_holds
 
-from bge_integrations import BgeEmbedder, BgeReranker
+from bge_integrations import BgeEmbedder, BgeReranker, ModelCache
+from bge_integrations.runtime.remote import remote_cache
 from bge_integrations.spark import BgeEmbeddings, BgeReranking, populate_partitions
 
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
@@ -30,9 +35,10 @@ QUERY = "what do pandas eat?"
 TASKS = 8
 
 
-def session(master: str, *, rows_a_batch: int) -> SparkSession:
+def session(master: str, *, rows_a_batch: int, **more: str) -> SparkSession:
     return (
-        SparkSession.builder.master(master)
+        SparkSession.builder.config(map=more)
+        .master(master)
         .config("spark.ui.enabled", False)
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
@@ -196,16 +202,18 @@ def columns(spark: SparkSession, folder: Path) -> dict[str, Any]:
         for number, text in enumerate(texts_of(100))
     ]
     df = spark.createDataFrame(rows, "n long, text string, query string").repartition(3)
+    logit = BgeReranker(RERANKER, normalize=False, cache=ModelCache())
     asking = BgeEmbedder(EMBEDDER, query_instruction="Which text answers this? ", token="not for the disk")
     Pipeline(
         stages=[
             BgeEmbeddings(inputCol="text", outputCol="embedding", model=EMBEDDER),
             BgeEmbeddings(inputCol="query", outputCol="asked", model=asking, inputType="query"),
             BgeReranking(queryCol="query", inputCol="text", outputCol="score", model=RERANKER, max_length=64),
-            BgeReranking(queryCol="query", inputCol="text", outputCol="logit", model=RERANKER, normalize=False),
+            BgeReranking(queryCol="query", inputCol="text", outputCol="logit", model=logit),
         ]
     ).fit(df).write().overwrite().save(str(folder / "pipeline"))
-    result = PipelineModel.load(str(folder / "pipeline")).transform(df)
+    pipeline = PipelineModel.load(str(folder / "pipeline"))
+    result = pipeline.transform(df)
     plan = result._jdf.queryExecution().executedPlan().toString()
     found = sorted(result.collect(), key=lambda row: row.n)
     query = asking.encode_queries([QUERY])[0]
@@ -226,6 +234,7 @@ def columns(spark: SparkSession, folder: Path) -> dict[str, Any]:
         "logits": max(abs(logits[row.n] - row.logit) for row in both),
         "workers_a_task": plan.count("ArrowEvalPython"),
         "token_saved": any("not for the disk" in part.read_text() for part in (folder / "pipeline").rglob("part-*")),
+        "caches": [stage.cache for stage in pipeline.stages],
         "refused": refusals(df),
     }
 
@@ -294,7 +303,40 @@ def killed(spark: SparkSession, folder: Path, find: Callable[[], list[psutil.Pro
     return told
 
 
+def shared(folder: Path) -> dict[str, Any]:
+    """Two workers that load the model themselves, or use a server's; what each holds, and the vectors.
+
+    The workers inherit BGE_CACHE, and those whose configuration empties it load, or use what the stage brings.
+    """
+    model = tiny.make_bert_embedder(folder / "model", hidden=512, vocab_size=40_000)
+    told: dict[str, Any] = {"weights": (model / "model.safetensors").stat().st_size, "workers": {}, "vectors": {}}
+    expected = BgeEmbedder(str(model), backend="torch", cache=ModelCache()).encode_documents(texts_of(64))
+    nowhere = {"spark.executorEnv.BGE_CACHE": ""}
+    with serving("--socket", folder / "bge.sock", "--backend", "torch", models=[model]) as server:
+        os.environ["BGE_CACHE"] = server.address
+        for name, conf, cache in (
+            ("told by the environment", {}, None),
+            ("alone", nowhere, None),
+            ("given an address", nowhere, server.address),
+        ):
+            spark = session("local[2]", rows_a_batch=16, **conf)
+            stage = BgeEmbeddings(inputCol="text", outputCol="embedding", model=model, backend="torch", cache=cache)
+            Pipeline(stages=[stage]).fit(frame(spark, 1, 1)).write().overwrite().save(str(folder / "pipeline"))
+            result = PipelineModel.load(str(folder / "pipeline")).transform(frame(spark, 64, 2))
+            rows = result.withColumn("held", pandas_udf(held, "string")("embedding")).persist()
+            told["vectors"][name] = farthest(rows, expected)
+            told["workers"][name] = [json.loads(row.held) for row in rows.select("held").distinct().collect()]
+            spark.stop()
+        told["server"] = remote_cache(server.address).stats()
+    return told
+
+
+def held(vectors: pd.Series) -> pd.Series:
+    """What the worker holds that has made these vectors; Spark runs this after it, in the same worker."""
+    return pd.Series([json.dumps(what_it_holds())] * len(vectors))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore", FutureWarning)  # pyspark's, of pandas 3
-    jobs = {job.__name__: job for job in (local, kill_worker, kill_executor)}
+    jobs = {job.__name__: job for job in (local, shared, kill_worker, kill_executor)}
     print(json.dumps(jobs[sys.argv[1]](Path(sys.argv[2]))))

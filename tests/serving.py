@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
+from bge_integrations import default_cache
+
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 
 
@@ -48,3 +52,25 @@ def serving(*arguments, **named) -> Iterator[Server]:
         if server.process.poll() is None:
             server.kill()
         server.process.stderr.close()
+
+
+def what_it_holds():
+    """What this process, a worker that has embedded, holds: its private bytes, whether torch is there, its models."""
+    private = psutil.Process().memory_full_info().uss
+    models = len(default_cache().stats()["models"])
+    return {"worker": os.getpid(), "private": private, "torch": "torch" in sys.modules, "models": models}
+
+
+def assert_that_workers_share(told):
+    """Two workers that load hold a model each; two that use the server hold none, and less by its weights at least."""
+    alone = told["workers"].pop("alone")
+    assert told["workers"].keys() == {"told by the environment", "given an address"}
+    for workers in (alone, *told["workers"].values()):
+        assert len({one["worker"] for one in workers}) == 2
+        for one in workers:
+            assert (one["models"], one["torch"]) == ((1, True) if workers is alone else (0, False))
+    least = min(one["private"] for one in alone) - told["weights"]
+    most = max(one["private"] for workers in told["workers"].values() for one in workers)
+    assert most < least, told
+    assert max(told["vectors"].values()) < 1e-5
+    assert (told["server"]["loads"], len(told["server"]["models"])) == (1, 1)

@@ -64,11 +64,11 @@ LAWS = {
     "inference.backends.sentence_transformers": law(INFERENCE, "numpy torch sentence_transformers"),
     "runtime": law(
         CORE,
-        "numpy tqdm",
-        "huggingface_hub nncf openvino peft safetensors sentence_transformers tokenizers torch transformers",
+        "numpy",
+        "huggingface_hub nncf openvino peft safetensors sentence_transformers tokenizers torch tqdm transformers",
     ),
     "runtime.auto": law(f"__version__ {CORE}"),
-    "runtime.remote": law(CORE, "httpcore"),
+    "runtime.connections": law(CORE, "h11"),
     "serve": law(
         f"serve metrics embed rerank __version__ {CORE}",
         "fastapi numpy orjson prometheus_client pydantic starlette uvicorn",
@@ -93,7 +93,11 @@ LAWS = {
     "populate.sinks.lancedb": law("populate embed stores errors types", "numpy pyarrow"),
     "populate.sinks.recorded": law("populate embed stores errors types", "numpy", inside="llama_index"),
     "ray": law("populate embed rerank serve runtime.user.ModelUser errors types", "langchain_core numpy ray"),
-    "spark": law("populate embed rerank errors types", "numpy pandas pyarrow pyspark", "langchain_core"),
+    "spark": law(
+        "populate embed rerank runtime.address runtime.cache.CacheArgument errors types",
+        "numpy pandas pyarrow pyspark",
+        "langchain_core",
+    ),
     "export": law(
         f"export embed rerank {CORE}",
         "numpy",

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
+from serving import assert_that_workers_share
 
 import bge_integrations
 from bge_integrations import BgeEmbedder, BgeReranker, ModelCache, UnknownModelError, WrongKindError
@@ -33,9 +34,8 @@ def store(bert_embedder: Path, cache: ModelCache) -> InMemoryVectorStore:
 
 def on_ray(job: str, folder: Path) -> dict[str, Any]:
     """Run a job of on_ray.py in a Python of its own, for this one may open no socket."""
-    package = str(Path(bge_integrations.__file__).parents[1])
     environment = os.environ | {
-        "PYTHONPATH": package,
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(bge_integrations.__file__).parents[1], SCRIPT.parent))),
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -50,6 +50,12 @@ def test_vectors_and_scores_are_those_of_one_process(tmp_path: Path) -> None:
     told = on_ray("compute", tmp_path)
     assert told["vectors"] < 1e-5
     assert told["scores"] < 1e-5
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_actors_share_the_copy_of_a_server(tmp_path: Path) -> None:
+    assert_that_workers_share(on_ray("shared", tmp_path))
 
 
 @pytest.mark.ray

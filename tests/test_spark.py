@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,6 +18,7 @@ import pytest
 import torch
 from langchain_core.vectorstores import InMemoryVectorStore
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter
+from serving import assert_that_workers_share
 
 import bge_integrations
 from bge_integrations import BgeEmbedder, BgeReranker, UnknownModelError
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.timeout(600)
 def on_spark(job: str, folder: Path) -> dict[str, Any]:
     """Run a job of on_spark.py in a process of its own, for this one may open no socket."""
     environment = os.environ | {
-        "PYTHONPATH": str(Path(bge_integrations.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(bge_integrations.__file__).parents[1], SCRIPT.parent))),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_HOME": str(spark_home(folder / "spark")),
         "OMP_NUM_THREADS": "1",
@@ -69,6 +71,7 @@ def test_columns_of_a_saved_pipeline_are_those_of_one_process(local):
     assert {columns["types"][name] for name in ("score", "logit")} == {"double"}
     assert max(columns[name] for name in ("embeddings", "queries", "scores", "logits")) < 1e-5
     assert columns["token_saved"] is False
+    assert columns["caches"] == [None] * 4
 
 
 @pytest.mark.spark
@@ -130,6 +133,11 @@ def test_where_spark_tries_a_task_once_the_next_call_goes_on(local):
     assert 0 < told["held"] < COUNT
     assert numbers(told["went_on"]) == (COUNT - told["held"], 0, told["held"], 0, COUNT - told["held"])
     assert told["whole_after"] < 1e-5
+
+
+@pytest.mark.spark
+def test_workers_share_the_copy_of_a_server(tmp_path):
+    assert_that_workers_share(on_spark("shared", tmp_path))
 
 
 @pytest.mark.spark
@@ -244,6 +252,15 @@ def test_a_token_and_a_cache_go_with_a_stage_and_are_never_saved(cache):
         assert not {"token", "cache"} & {*kept["paramMap"], *kept["defaultParamMap"]}
         again = loaded(kept)
         assert (again.token, again.cache) == (None, None)
+
+
+def test_an_address_is_kept_without_its_key():
+    stage = BgeEmbeddings(model="BAAI/bge-m3", cache="http://:secret@127.0.0.1:9")
+    assert stage.cache == stage.copy()._core().cache == "http://127.0.0.1:9"
+    stage.cache = "http://:secret@127.0.0.1:10"
+    assert (stage.cache, b"secret" in pickle.dumps(stage)) == ("http://127.0.0.1:10", False)
+    with pytest.raises(ValueError, match="is no address"):
+        BgeReranking(cache="127.0.0.1:9")
 
 
 def test_what_is_wrong_is_refused_when_a_stage_is_made():

@@ -17,6 +17,9 @@ KeyFile = Annotated[
     typer.Option(help="File of keys, one a line, of which a client has to send one.", exists=True, dir_okay=False),
 ]
 NoAuth = Annotated[bool, typer.Option("--no-auth", help="Listen beyond this machine without a key.")]
+AllowHost = Annotated[
+    list[str] | None, typer.Option(help="Name by which browsers on this machine may ask for it, besides localhost.")
+]
 Budget = Annotated[str | None, typer.Option(help='Most memory of weights a device, such as "20GiB".')]
 MaxWaiting = Annotated[int, typer.Option(help="Calls that may wait for a model.", min=1)]
 MaxBody = Annotated[int, typer.Option(help="Most bytes of a request.", min=1)]
@@ -39,6 +42,7 @@ def serve(
     socket: Socket = None,
     api_key_file: KeyFile = None,
     no_auth: NoAuth = False,
+    allow_host: AllowHost = None,
     budget: Budget = None,
     max_waiting: MaxWaiting = 10_000,
     max_body: MaxBody = 32 << 20,
@@ -57,27 +61,27 @@ def serve(
     clients of OpenAI, Cohere, Jina and text-embeddings-inference. The pages / and /docs show it in a browser.
     """
     from bge_integrations import ModelCache
-    from bge_integrations.serve import create_app
-    from bge_integrations.serve import run as running
+    from bge_integrations.serve import create_app, run
     from bge_integrations.serve.models import core_of
 
     if not models and not auto:
         raise typer.BadParameter("Name at least one model.", param_hint="MODELS")
     keys = _keys(api_key_file)
-    if socket is None and host not in LOOPBACK and not keys and not no_auth:
-        raise typer.BadParameter(
-            f"{host} can be reached from other machines: give --api-key-file, or --no-auth if that is meant.",
-            param_hint="--host",
-        )
+    local = socket is None and host in LOOPBACK
+    if not (socket or local or keys or no_auth):
+        why = f"{host} can be reached from other machines: give --api-key-file, or --no-auth if that is meant."
+        raise typer.BadParameter(why, param_hint="--host")
     cache = ModelCache(budget, max_waiting=max_waiting)
     shared = {"like": like, "device": device, "dtype": dtype, "backend": backend, "cache": cache}
-    users = [core_of(model, shared) for model in models or ()]
-    app = create_app(users, cache=cache, api_keys=keys, max_body=max_body, max_texts=max_texts, any_model=auto)
-    listener = running.listen_on_path(socket) if socket else running.listen_on_port(host, port)
+    app = create_app(
+        [core_of(model, shared) for model in models or ()], cache=cache, api_keys=keys, max_body=max_body,
+        hosts=(allow_host or []) if local else None, max_texts=max_texts, any_model=auto,
+    )  # fmt: skip
+    listener = run.listen_on_path(socket) if socket else run.listen_on_port(host, port)
     where = f"unix://{socket.absolute()}" if socket else "http://{}:{}".format(*listener.getsockname()[:2])
     typer.echo(f"bge serves {', '.join(models or ['what its clients ask for'])} at {where}", err=True)
     try:
-        running.run(app, listener, drain=drain, idle_exit=600 if auto and idle_exit is None else idle_exit)
+        run.run(app, listener, drain=drain, idle_exit=600 if auto and idle_exit is None else idle_exit)
     finally:
         if socket:
             socket.unlink(missing_ok=True)

@@ -172,7 +172,11 @@ class BgeReranker(ModelUser):
         return rows.astype(np.float64)
 
     def _normalized(self, logits: Logits) -> Logits:
-        return _sigmoid(logits) if self.normalize else logits
+        if not self.normalize:
+            return logits
+        small = np.exp(-np.abs(logits))  # exp of a large number would overflow
+        scores: Logits = np.where(logits >= 0, 1, small) / (1 + small)
+        return scores
 
     def _ranked(self, pairs: list[Pair], logits: Logits, top_n: int | None) -> list[RerankResult]:
         # A logit's last digits depend on the other pairs in the batch; a pair that occurs twice must still be a tie.
@@ -189,10 +193,3 @@ def _pairs_of(query: str, documents: Iterable[str], top_n: int | None) -> list[P
     if top_n is not None:
         positive("top_n", top_n)
     return list(zip(repeat(query), checked_texts(documents, "documents"), strict=False))
-
-
-def _sigmoid(logits: Logits) -> Logits:
-    # Either branch alone would overflow for large logits of the other sign.
-    return np.where(
-        logits >= 0, 1 / (1 + np.exp(-np.abs(logits))), np.exp(-np.abs(logits)) / (1 + np.exp(-np.abs(logits)))
-    )

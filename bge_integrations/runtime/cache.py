@@ -18,7 +18,15 @@ from bge_integrations.errors import UnsupportedModelError
 from bge_integrations.inference.batch import Output
 from bge_integrations.inference.engine import MAX_WAITING_CALLS
 from bge_integrations.inference.plan import Plan
-from bge_integrations.process import ForkSafeLock, PackageThread, answer, ending, refuse_lost_threads, stop_threads
+from bge_integrations.process import (
+    ForkSafeLock,
+    PackageThread,
+    answer,
+    ending,
+    refuse_lost_threads,
+    stop_threads,
+    wait,
+)
 from bge_integrations.runtime import loader
 from bge_integrations.runtime.device import note_fork_during_load, parse_budget
 from bge_integrations.runtime.folder import LOCAL, FolderWatch
@@ -107,6 +115,10 @@ class ModelCache:
                 self._loaders.add(thread)
             self._missed.setdefault(request.source, []).append((request, future))
         return future
+
+    def run(self, request: Request) -> Output:
+        """Run a call as `submit` does, and wait for its output; an interrupt cancels it."""
+        return wait(self.submit(request))
 
     def resolve(self, source: ModelSource) -> Resolved:
         """Find a source's files and how to run them, without loading weights. May download, and blocks meanwhile."""

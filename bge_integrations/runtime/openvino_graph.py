@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,7 +59,7 @@ def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, m
         read = partial(_read, folder.path / OPENVINO_GRAPH, mapped=False)
     elif key.dtype == "int8":
         texts = default_texts()
-        facts = [*_facts(folder, tokenizer), version("nncf"), *texts]
+        facts = [*_facts(folder, tokenizer), _version("nncf"), *texts]
         read = _kept(facts, partial(quantized_graph, folder, tokenizer, module, texts))
     else:
         read = _kept(_facts(folder, tokenizer), partial(_converted, tokenizer, module))
@@ -188,10 +187,16 @@ def _kept(facts: Sequence[object], make: Callable[[], Graph]) -> Callable[[], Gr
     return read
 
 
+def _version(package: str) -> str:
+    from importlib.metadata import version  # with what it imports, 1 MB of a process that loads no model
+
+    return version(package)
+
+
 def _facts(folder: Folder, tokenizer: TextTokenizer) -> list[object]:
     """Return the facts that decide a converted graph."""
     weights = [content_hash(file) for file in folder.weights()]
-    return [version("openvino"), weights, dict(folder.config), folder.is_reranker, _takes_types(tokenizer)]
+    return [_version("openvino"), weights, dict(folder.config), folder.is_reranker, _takes_types(tokenizer)]
 
 
 def _takes_types(tokenizer: TextTokenizer) -> bool:

@@ -1,6 +1,6 @@
 """A cache that lives in another process: the client of `bge serve`.
 
-One thread of the process waits for all answers, so that a call holds no thread of its own.
+A call that waits asks the server in its own thread; for all others one thread of the process waits.
 """
 
 import asyncio
@@ -8,21 +8,23 @@ import atexit
 import contextlib
 import json
 import os
-import socket
-import struct
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
-
-import httpcore
 
 from bge_integrations import errors
 from bge_integrations.errors import InputTooLongError, ServerUnavailableError
 from bge_integrations.inference.batch import Output
 from bge_integrations.process import Background, ForkSafeLock, PackageThread, refuse_lost_threads, wait
+from bge_integrations.runtime.connections import (
+    Address,
+    BlockingConnections,
+    BrokenError,
+    Connections,
+    LoopConnections,
+    UnreachableError,
+)
 from bge_integrations.runtime.replicas import joined
 from bge_integrations.runtime.request import ModelSource, Options, Request, TextOptions
 from bge_integrations.runtime.wire import about, pack_request, to_json, unpack_output
@@ -33,8 +35,6 @@ PART_ITEMS = 1024
 PART_CHARACTERS = 1 << 19
 """A longer call travels in parts of at most so many texts and characters, so that neither side holds it as a whole."""
 _PARTS_UNDER_WAY = 2
-_CONNECT_SECONDS = 0.9
-"""Seconds after which a machine that does not answer at all counts as unreachable."""
 _TOO_MUCH = ("BodyTooLarge", "TooManyTextsError")
 """The server's errors after which a call is sent in smaller parts."""
 _STOP_SECONDS = 1.0
@@ -60,13 +60,9 @@ class RemoteCache:
         self.address = address
         self._key = key
         self._start = start
-        parts = urlsplit(address)
-        self._socket = unquote(parts.path) if parts.scheme == "unix" else None
-        self._base = "http://localhost" if self._socket else address.rstrip("/")
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=None, max_keepalive_connections=64, keepalive_expiry=None, uds=self._socket,
-            network_backend=_OwnSocket(),
-        )  # fmt: skip
+        self._address = Address(address)
+        self._blocking = BlockingConnections(self._address)
+        self._shared = LoopConnections(self._address)
 
     def submit(self, request: Request) -> "Future[Output]":
         """Send a call and return the future of its output, without waiting; cancelling it cancels the call there.
@@ -77,14 +73,21 @@ class RemoteCache:
         futures = [_spawn(self._computed(part, gate)) for part in parts]
         return futures[0] if len(futures) == 1 else joined(futures)
 
+    def run(self, request: Request) -> Output:
+        """Run a call from this thread and return its output; an interrupt cancels it there."""
+        if sum(1 for _ in _parts(request)) == 1:
+            with contextlib.suppress(_TooMuchError):  # it is sent in parts
+                return unpack_output(self._asked("POST", "/bge/submit", pack_request(request)))
+        return wait(self.submit(request))
+
     def describe(self, source: ModelSource, options: Options) -> dict[str, Any]:
         """Return how the server found a model and runs it, and the settings of calls with these options."""
-        facts: dict[str, Any] = json.loads(self._ask("/bge/describe", about(source, options)))
+        facts: dict[str, Any] = json.loads(self._asked("POST", "/bge/describe", to_json(about(source, options))))
         return facts
 
     def fingerprint(self, source: ModelSource, options: TextOptions) -> str:
         """Return a hash of everything that decides vectors of these options; the server reads its weight files."""
-        return str(json.loads(self._ask("/bge/fingerprint", about(source, options))))
+        return str(json.loads(self._asked("POST", "/bge/fingerprint", to_json(about(source, options)))))
 
     def depth(self, source: ModelSource) -> int:  # noqa: ARG002
         """Return 0: the server itself divides calls among its devices."""
@@ -92,56 +95,58 @@ class RemoteCache:
 
     def stats(self) -> dict[str, Any]:
         """Return what `ModelCache.stats` returns, of the server."""
-        stats: dict[str, Any] = json.loads(wait(_spawn(self._send("GET", "/bge/stats", b""))))
+        stats: dict[str, Any] = json.loads(self._asked("GET", "/bge/stats", b""))
         return stats
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._pool.aclose()
+    def close(self) -> None:
+        """Close the connections that no call uses."""
+        self._blocking.close()
+        self._shared.close()
 
     def __repr__(self) -> str:
         return f"RemoteCache({self.address!r})"
 
-    def _ask(self, path: str, data: object) -> bytes:
-        return wait(_spawn(self._send("POST", path, to_json(data))))
+    def _asked(self, method: str, path: str, body: bytes) -> bytes:
+        """Send a request from this thread and return the body of the answer."""
+        if self._address.secure:
+            return wait(_spawn(self._send(self._shared, method, path, body)))
+        refuse_lost_threads()
+        return _at_once(self._send(self._blocking, method, path, body))
 
     async def _computed(self, part: Request, gate: asyncio.Semaphore) -> Output:
         async with gate:
             try:
-                return unpack_output(await self._send("POST", "/bge/submit", pack_request(part)))
+                return unpack_output(await self._send(self._shared, "POST", "/bge/submit", pack_request(part)))
             except _TooMuchError as error:
                 if len(part.items) == 1:
                     raise InputTooLongError(str(error)) from None
         halves = [self._computed(half, gate) for half in _parts(part, most=(len(part.items) + 1) // 2)]
         return await asyncio.wrap_future(joined([_spawn(half) for half in halves]))
 
-    async def _send(self, method: str, path: str, body: bytes) -> bytes:
+    async def _send(self, connections: Connections, method: str, path: str, body: bytes) -> bytes:
         """Send a request and return the body of the answer.
 
         A request that a broken connection cut off is sent once more: it changes nothing on the server, and a
         connection that was kept open may be one to a server that has been restarted meanwhile.
         """
-        headers: dict[str | bytes, str | bytes] = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"}
         if key := self._key or os.environ.get("BGE_API_KEY"):
             headers["authorization"] = f"Bearer {key}"
         for last in (False, True):
             try:
-                response = await self._pool.request(
-                    method, self._base + path, headers=headers, content=body,
-                    extensions={"timeout": {"connect": _CONNECT_SECONDS}},
-                )  # fmt: skip
-            except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError) as error:
+                status, answer = await connections.request(method, path, headers, body, anew=last)
+            except UnreachableError as error:
                 if last or not self._start:
                     raise self._unavailable(f"cannot be reached ({error})") from None
-                await asyncio.wrap_future(Background[None](1, "bge-start").submit(self._start))
-            except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+                await connections.outcome(Background[None](1, "bge-start").submit(self._start))
+            except BrokenError as error:
                 if last:
-                    raise self._unavailable(f"went away before it answered ({error!r})") from None
+                    raise self._unavailable(f"went away before it answered ({error})") from None
             else:
                 break
-        if response.status == 200:
-            return response.content
-        raise self._error(response.status, response.content)
+        if status == 200:
+            return answer
+        raise self._error(status, answer)
 
     def _unavailable(self, what: str) -> ServerUnavailableError:
         return ServerUnavailableError(f"The server at {self.address} {what}. Start it with: bge serve MODEL...")
@@ -158,24 +163,6 @@ class RemoteCache:
 
 class _TooMuchError(Exception):
     """A request is larger than the server takes."""
-
-
-class _OwnSocket(httpcore.AnyIOBackend):
-    """Opens connections; refuses a Unix socket behind which a process of another user listens."""
-
-    async def connect_unix_socket(self, path: str, *arguments: Any, **named: Any) -> httpcore.AsyncNetworkStream:
-        stream = await super().connect_unix_socket(path, *arguments, **named)
-        if (user := _user_behind(stream.get_extra_info("socket"), path)) != os.getuid():
-            await stream.aclose()
-            raise OSError(f"its process belongs to user {user}, not to {os.getuid()}, so texts are not sent to it")
-        return stream
-
-
-def _user_behind(connected: socket.socket, path: str) -> int:
-    if hasattr(socket, "SO_PEERCRED"):
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[1])
-    return Path(path).stat().st_uid
 
 
 def _parts(request: Request, most: int = PART_ITEMS) -> Iterator[Request]:
@@ -204,11 +191,11 @@ class _Loop:
         self.thread.start()
 
     def stop(self) -> None:
-        async def close() -> None:
-            await asyncio.gather(*(remote.close() for remote in _remotes.values()), return_exceptions=True)
+        def stop() -> None:
+            _close()
             self.loop.stop()
 
-        asyncio.run_coroutine_threadsafe(close(), self.loop)
+        self.loop.call_soon_threadsafe(stop)
         self.thread.finished.wait(_STOP_SECONDS)
 
 
@@ -224,6 +211,16 @@ def remote_cache(address: str, key: str | None = None, start: Callable[[], None]
         return _remotes.get((address, key)) or _remotes.setdefault((address, key), RemoteCache(address, key, start))
 
 
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, and return its result."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("a coroutine over blocking connections has suspended")
+
+
 def _spawn(work: Coroutine[Any, Any, T]) -> "Future[T]":
     try:
         refuse_lost_threads()
@@ -236,9 +233,16 @@ def _spawn(work: Coroutine[Any, Any, T]) -> "Future[T]":
         raise
 
 
+def _close() -> None:
+    for remote in _remotes.values():
+        remote.close()
+
+
 def _at_exit() -> None:
-    for loop in _loops:
-        loop.stop()
+    if _loops:
+        _loops[0].stop()
+    else:
+        _close()
 
 
 def _after_fork_in_child() -> None:

@@ -174,6 +174,10 @@ class Cache(Protocol):
         """Run a call on its model, which is loaded first if need be; never block."""
 
     @abstractmethod
+    def run(self, request: Request) -> Output:
+        """Run a call as `submit` does, and wait for its output; an interrupt cancels it."""
+
+    @abstractmethod
     def describe(self, source: ModelSource, options: Options) -> dict[str, Any]:
         """Return how a model was found and where it runs, and the settings of calls with these options.
 

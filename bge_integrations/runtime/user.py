@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from bge_integrations.catalog import ModelSpec, check_name, get_spec
 from bge_integrations.errors import UnknownModelError
@@ -127,17 +126,20 @@ class ModelUser:
         self, options: Options, items: Sequence[Any], first: int = 0, *, patient: bool = False
     ) -> "Future[Output]":
         """Run one call, on as many replicas as there are devices, and return its future."""
-        request = Request(
+        request, cache = self._request(options, items, first, patient=patient), cache_at(self.cache)
+        return cache.submit(request) if len(self._sources) == 1 else spread(request, self._sources, cache)
+
+    def _request(self, options: Options, items: Sequence[Any], first: int = 0, *, patient: bool = False) -> Request:
+        return Request(
             source=self._sources[0], options=options, items=items, max_batch_tokens=self.max_batch_tokens,
             refuse_long=self.on_truncate == "raise", first=first, patient=patient,
         )  # fmt: skip
-        cache = cache_at(self.cache)
-        return cache.submit(request) if len(self._sources) == 1 else spread(request, self._sources, cache)
 
     def _run(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
         """Compute the rows of all items in one call or, for a bar to move, in calls of `bar_every` items."""
         if not bar_every:
-            output = wait(self._submit(options, items))
+            request, cache = self._request(options, items), cache_at(self.cache)
+            output = cache.run(request) if len(self._sources) == 1 else wait(spread(request, self._sources, cache))
             if output.cuts:
                 self._report(output.cuts, output.max_length)
             return output.rows
@@ -303,7 +305,7 @@ class Stream(Generic[T]):
         self._read = self._done = 0
         self._cuts: list[Cut] = []
         self._max_length = 0
-        self._bar = tqdm(total=length_hint(items) or None, unit="text") if bar else None
+        self._bar = _bar_of(items) if bar else None
 
     def __iter__(self) -> Iterator[T]:
         with self:
@@ -339,6 +341,12 @@ class Stream(Generic[T]):
         if self._bar is not None:
             self._bar.update(len(output.rows))
         return self._convert(output.rows)
+
+
+def _bar_of(items: Iterable[Any]) -> Any:
+    from tqdm import tqdm  # 4 MB of every process's memory, for those that show a bar
+
+    return tqdm(total=length_hint(items) or None, unit="text")
 
 
 async def off_loop(items: int, function: Callable[..., T], *arguments: object) -> T:

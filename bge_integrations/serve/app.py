@@ -17,6 +17,7 @@ MAX_TEXTS = 4096
 _ROUTERS = [part.router for part in (openai, cohere, tei, own, page)]
 _PATHS = {
     "/openapi.json",
+    *(route.path for route in own.ROUTES),
     *(route.path for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)),
 }
 
@@ -26,6 +27,7 @@ def create_app(
     *,
     cache: ModelCache | None = None,
     api_keys: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
     max_body: int = MAX_BODY,
     max_texts: int = MAX_TEXTS,
     any_model: bool = False,
@@ -37,6 +39,8 @@ def create_app(
             arguments say how and where they run. A request that names another model gets status 404.
         cache: The cache that holds the weights; None makes one without a budget.
         api_keys: Keys, one of which each request has to bring as `Authorization: Bearer KEY`; none lets everybody in.
+        hosts: Names that a request's `Host` may have besides localhost and IP addresses, against pages that lead a
+            browser to a server of its own machine (DNS rebinding). None lets every name pass.
         max_body: Most bytes of a request's body.
         max_texts: Most texts, or passages, of a request.
         any_model: Load whatever model a client of `cache=` names. For a socket that only its own user can reach.
@@ -54,10 +58,12 @@ def create_app(
         >>> app.title
         'bge_integrations'
     """
-    app = FastAPI(title="bge_integrations", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="bge_integrations", version=__version__, docs_url=None, redoc_url=None, routes=[*own.ROUTES])
     app.state.served = Served(models, cache or ModelCache(), max_texts=max_texts, any_model=any_model)
     app.state.requests = Counter[tuple[str, int]]()
-    app.add_middleware(Gate, keys=list(api_keys), max_body=max_body, requests=app.state.requests, paths=_PATHS)
+    app.add_middleware(
+        Gate, keys=list(api_keys), max_body=max_body, requests=app.state.requests, paths=_PATHS, hosts=hosts
+    )
     errors.install(app)
     for router in _ROUTERS:
         app.include_router(router)

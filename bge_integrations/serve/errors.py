@@ -32,6 +32,10 @@ class TooManyTextsError(BgeError, ValueError):
     """A request has more texts than the server takes."""
 
 
+class WrongHostError(BgeError):
+    """A request asks for a host name that is not this server's."""
+
+
 class BodyTooLarge(BgeError, ValueError):  # noqa: N818  clients know it by this name
     """A request has a larger body than the server takes."""
 
@@ -39,6 +43,7 @@ class BodyTooLarge(BgeError, ValueError):  # noqa: N818  clients know it by this
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnknownModelError, 404),
     (NotAllowedError, 401),
+    (WrongHostError, 403),
     (BodyTooLarge, 413),
     (TooManyTextsError, 413),
     (OverloadedError, 429),

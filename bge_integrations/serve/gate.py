@@ -1,13 +1,15 @@
-"""What every request passes first: it is counted, and its key and the size of its body are looked at."""
+"""What every request passes first: it is counted, and its host, its key and the size of its body are looked at."""
 
 import hmac
+import ipaddress
 from collections import Counter
 from collections.abc import Collection, Sequence
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bge_integrations.errors import NotAllowedError
-from bge_integrations.serve.errors import BodyTooLarge, refusal
+from bge_integrations.serve.errors import BodyTooLarge, WrongHostError, refusal
 
 OPEN = ("/", "/docs", "/health", "/openapi.json")
 """Paths that need no key: they show nothing of the models or of anybody's texts."""
@@ -24,6 +26,7 @@ class Gate:
         max_body: Most bytes of a body.
         requests: Counts the answers by path and status.
         paths: The paths by which they are counted; every other one counts as "other".
+        hosts: The names that a request may ask for besides localhost and IP addresses; None lets every name pass.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class Gate:
         max_body: int,
         requests: Counter[tuple[str, int]],
         paths: Collection[str],
+        hosts: Collection[str] | None,
     ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._max_body = max_body
         self._requests = requests
         self._paths = paths
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, or answer with a refusal, and count the answer."""
@@ -65,10 +70,11 @@ class Gate:
     async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
+            self._check_host(headers.get(b"host", b"").decode("latin-1"))
             if self._keys and not (scope["method"] == "GET" and path in OPEN):
                 self._check_key(headers.get(b"authorization", b""))
             body = await self._body(headers.get(b"content-length", b""), receive)
-        except (NotAllowedError, BodyTooLarge) as error:
+        except (NotAllowedError, WrongHostError, BodyTooLarge) as error:
             await refusal(path, error)(scope, receive, send)
             return
         if body is None:
@@ -83,6 +89,20 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
+
+    def _check_host(self, given: str) -> None:
+        """Refuse a strange name: a page from elsewhere can let its own name lead a browser to this machine."""
+        if self._hosts is None or not given:
+            return
+        try:
+            name = urlsplit(f"//{given}").hostname or ""
+        except ValueError:
+            name = given
+        if name != "localhost" and name not in self._hosts and not _is_ip_address(name):
+            raise WrongHostError(
+                f"This server answers for localhost, not for {name!r:.80}. Start it with --allow-host {name:.80} if "
+                "that is its name."
+            )
 
     def _check_key(self, given: bytes) -> None:
         scheme, _, key = given.partition(b" ")
@@ -110,3 +130,11 @@ class Gate:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The body is larger than {self._max_body:,} bytes. Send fewer texts at a time.")
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

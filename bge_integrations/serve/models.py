@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,6 +64,10 @@ class Served:
         self.started = int(time.time())
         self.users: dict[str, User] = {}
         self._names: dict[str, User] = {}
+        self._varied = lru_cache(maxsize=256)(_varied)
+        self._with_outputs = lru_cache(maxsize=64)(_with_outputs)
+        self._opened = lru_cache(maxsize=256)(_opened)
+        self._tokenizer = lru_cache(maxsize=64)(_tokenizer)
         for model in models:
             self.add(model)
 
@@ -103,12 +108,12 @@ class Served:
         """Return an embedder of the model, with other arguments where a request asks for them."""
         asked = {"truncate_dim": dimensions, "normalize": normalize}
         changes = {name: value for name, value in asked.items() if value is not None}
-        embedder: BgeEmbedder = _varied(self.find(name, "embedder"), **changes)
+        embedder: BgeEmbedder = self._varied(self.find(name, "embedder"), **changes)
         return embedder
 
     def m3(self, name: str | None, outputs: Sequence[str]) -> BgeM3Embedder:
         """Return an embedder of the model that gives these outputs of bge-m3."""
-        return _with_outputs(self.embedder(name), tuple(outputs))
+        return self._with_outputs(self.embedder(name), tuple(outputs))
 
     def reranker(self, name: str | None) -> BgeReranker:
         """Return the reranker of the model."""
@@ -134,8 +139,10 @@ class Served:
             ValueError: It runs another revision, dtype or catalogue row than the client asks for.
         """
         if self.any_model:
-            return _opened(self.cache, asked.kind, asked.path or asked.model, asked.revision, asked.dtype, asked.like,
-                           asked.cache_folder, asked.local_files_only)  # fmt: skip
+            return self._opened(
+                self.cache, asked.kind, asked.path or asked.model, asked.revision, asked.dtype, asked.like,
+                asked.cache_folder, asked.local_files_only,
+            )  # fmt: skip
         name = asked.model if asked.model in self._names else asked.path or asked.model
         user = self.find(name, asked.kind)
         source = user._sources[0]  # noqa: SLF001
@@ -230,7 +237,7 @@ class Served:
             side: Side = "query" if is_query(input_type) else "document"
             template = str(user.describe()[side])
             texts = [template.replace("{text}", text) for text in texts]
-        return list(texts), _tokenizer(self.cache, user)
+        return list(texts), self._tokenizer(self.cache, user)
 
     async def describe(self, user: User) -> dict[str, Any]:
         """Return the settings of a model."""
@@ -281,16 +288,14 @@ class Served:
             source=sources[0], options=options, items=items, max_batch_tokens=max_batch_tokens,
             refuse_long=refuse_long, first=first, patient=patient,
         )  # fmt: skip
-        computed = asyncio.ensure_future(awaited(run(call, sources, self.cache)))
-        gone = asyncio.ensure_future(_left(http))
+        future = run(call, sources, self.cache)
+        watching = asyncio.ensure_future(_cancel_when_gone(http, future))
         try:
-            await asyncio.wait((computed, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not computed.done():
-                raise ClientGoneError("The client went away.")
-            return computed.result()
+            return await awaited(future)
+        except CancelledError:
+            raise ClientGoneError("The client went away.") from None
         finally:
-            computed.cancel()
-            gone.cancel()
+            watching.cancel()
 
     async def _embed(
         self, http: HttpRequest, embedder: Embedder[Any], side: Side, texts: Sequence[str], *, cut: bool
@@ -334,17 +339,16 @@ def core_of(model: str, arguments: Mapping[str, Any] | None = None) -> User:
     return embedder
 
 
-async def _left(http: HttpRequest) -> None:
+async def _cancel_when_gone(http: HttpRequest, future: "Future[Output]") -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
+    future.cancel()
 
 
-@lru_cache(maxsize=256)
 def _varied(user: Any, **changes: Any) -> Any:
     return replace(user, **changes) if changes else user
 
 
-@lru_cache(maxsize=64)
 def _tokenizer(cache: ModelCache, user: User) -> Any:
     tokenizer = load_tokenizer(cache.resolve(user._sources[0])).backend_tokenizer  # noqa: SLF001
     tokenizer.no_truncation()
@@ -352,22 +356,25 @@ def _tokenizer(cache: ModelCache, user: User) -> Any:
     return tokenizer
 
 
-@lru_cache(maxsize=64)
 def _with_outputs(embedder: BgeEmbedder, outputs: tuple[str, ...]) -> BgeM3Embedder:
     shared = {field.name: getattr(embedder, field.name) for field in fields(BgeM3Embedder) if field.name != "outputs"}
     return BgeM3Embedder(**shared, outputs=outputs)
 
 
-@lru_cache(maxsize=256)
 def _opened(cache: ModelCache, kind: Kind, model: str, *named: Any) -> User:
     names = ("revision", "dtype", "like", "cache_folder", "local_files_only")
     make = BgeEmbedder if kind == "embedder" else BgeReranker
     return make(model, cache=cache, on_truncate="ignore", **dict(zip(names, named, strict=True)))
 
 
-async def _served(http: HttpRequest) -> Served:
+def served_by(http: HttpRequest) -> Served:
+    """Return the models of the application that a request came to."""
     served: Served = http.app.state.served
     return served
+
+
+async def _served(http: HttpRequest) -> Served:
+    return served_by(http)
 
 
 Serving = Annotated[Served, Depends(_served)]

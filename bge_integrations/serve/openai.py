@@ -19,6 +19,10 @@ class EmbeddingsRequest(BaseModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Dimensions = None
     input_type: InputType = None
+    task: Annotated[
+        Literal["retrieval.query", "retrieval.passage", "text-matching", "classification", "separation"] | None,
+        Field(description="The side as Jina's clients name it; only `retrieval.query` means queries."),
+    ] = None
 
     @field_validator("input", mode="before")
     @classmethod
@@ -35,7 +39,7 @@ class EmbeddingsRequest(BaseModel):
 @router.post("/v1/embeddings", summary="Embed texts")
 async def embeddings(body: EmbeddingsRequest, http: Request, served: Serving) -> Response:
     """Embed texts as queries or documents; a text over the model's limit is refused."""
-    output = await served.embed(http, body.model, body.input, body.input_type, dimensions=body.dimensions)
+    output = await served.embed(http, body.model, body.input, body.input_type or body.task, dimensions=body.dimensions)
 
     def data() -> dict[str, Any]:
         vectors = numbers_of(output.rows, body.encoding_format)

@@ -1,20 +1,20 @@
 """This package's own protocol: bge-m3's three outputs in one answer, and the calls of `cache=`."""
 
-import asyncio
 import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from starlette.routing import Route
 
 from bge_integrations.embed.m3 import OUTPUTS
 from bge_integrations.embed.prompts import EmbedOptions, FolderOptions
 from bge_integrations.rerank.prompts import RerankOptions
 from bge_integrations.runtime.request import Options
-from bge_integrations.runtime.user import checked_pairs, checked_texts
+from bge_integrations.runtime.user import checked_pairs, checked_texts, off_loop
 from bge_integrations.runtime.wire import ARRAYS, pack_output, to_json
 from bge_integrations.serve.errors import sentences
-from bge_integrations.serve.models import Serving
+from bge_integrations.serve.models import Serving, served_by
 from bge_integrations.serve.replies import InputType, Texts, json_reply
 
 router = APIRouter(tags=["bge_integrations"])
@@ -112,38 +112,42 @@ async def embed_m3(body: M3Request, http: Request, served: Serving) -> Response:
     return await json_reply(data, items=len(output.rows))
 
 
-@router.post("/bge/submit", include_in_schema=False)
-async def submit(http: Request, served: Serving) -> Response:
+async def submit(http: Request) -> Response:
     """Compute a call of `cache=`; the answer is an output as `runtime/wire.py` writes it."""
-    call = _read(ClientCall, await http.body())
+    served, call = served_by(http), _read(ClientCall, await http.body())
     output = await served.compute(
         http, served.of_client(call), call.read_options(), call.read_items(), pooling_optional=call.pooling_optional,
         max_batch_tokens=call.max_batch_tokens, refuse_long=call.refuse_long, first=call.first, patient=call.patient,
     )  # fmt: skip
-    return Response(await asyncio.to_thread(pack_output, output) if output.rows.size > 1 << 16 else pack_output(output),
-                    media_type=ARRAYS)  # fmt: skip
+    return Response(await off_loop(output.tokens, pack_output, output), media_type=ARRAYS)
 
 
-@router.post("/bge/describe", include_in_schema=False)
-async def describe(http: Request, served: Serving) -> Response:
+async def describe(http: Request) -> Response:
     """Describe a model and options as `describe()` does."""
     asked = _read(ClientModel, await http.body())
-    return _json(await served.described(asked, asked.read_options()))
+    return _json(await served_by(http).described(asked, asked.read_options()))
 
 
-@router.post("/bge/fingerprint", include_in_schema=False)
-async def fingerprint(http: Request, served: Serving) -> Response:
+async def fingerprint(http: Request) -> Response:
     """Give the fingerprint of a model and options."""
     asked = _read(ClientModel, await http.body())
     if asked.kind != "embedder":
         raise ValueError("A reranker has no fingerprint.")
-    return _json(await served.fingerprint(asked, asked.read_options()))
+    return _json(await served_by(http).fingerprint(asked, asked.read_options()))
 
 
-@router.get("/bge/stats", include_in_schema=False)
-async def stats(served: Serving) -> Response:
+async def stats(http: Request) -> Response:
     """Give `ModelCache.stats()`."""
-    return _json(served.cache.stats())
+    return _json(served_by(http).cache.stats())
+
+
+ROUTES = [
+    Route("/bge/submit", submit, methods=["POST"]),
+    Route("/bge/describe", describe, methods=["POST"]),
+    Route("/bge/fingerprint", fingerprint, methods=["POST"]),
+    Route("/bge/stats", stats),
+]
+"""The paths of `cache=`. FastAPI's own routes would take as long for a call as a small model takes for a query."""
 
 
 def _json(data: object) -> Response:

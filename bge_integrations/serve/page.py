@@ -3,11 +3,9 @@
 import asyncio
 import base64
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +20,7 @@ from pydantic import BaseModel, Field
 from bge_integrations.inference.batch import Output
 from bge_integrations.metrics import CacheCollector
 from bge_integrations.runtime.request import Kind, Options
+from bge_integrations.serve.docs import docs_page
 from bge_integrations.serve.models import Served, Serving, User
 from bge_integrations.serve.replies import json_reply
 
@@ -58,7 +57,7 @@ async def home() -> Response:
 @router.get("/docs", include_in_schema=False)
 async def docs(http: Request) -> Response:
     """Show the OpenAPI document."""
-    return _shown(_docs(http.app.openapi(), str(http.url.replace(query="")).removesuffix("/docs")))
+    return _shown(docs_page(http.app.openapi(), str(http.url.replace(query="")).removesuffix("/docs"), _STYLE))
 
 
 @router.get("/metrics", include_in_schema=False)
@@ -194,112 +193,3 @@ def _hashes(html: str, tag: str) -> str:
     parts = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
-
-
-_SAMPLES: dict[str, object] = {
-    "model": "MODEL",
-    "query": "What do pandas eat?",
-    "input": ["Pandas eat bamboo."],
-    "inputs": ["Pandas eat bamboo."],
-    "texts": ["Pandas eat bamboo.", "Bread needs flour."],
-    "documents": ["Pandas eat bamboo.", "Bread needs flour."],
-}
-"""What the examples send; a field of another name is left out."""
-
-
-def _docs(document: dict[str, Any], address: str) -> str:
-    """Write an OpenAPI document as a page."""
-    named = document.get("components", {}).get("schemas", {})
-    groups: dict[str, list[str]] = {}
-    for path, methods in document["paths"].items():
-        for method, facts in methods.items():
-            (group,) = facts.get("tags", ["other"])[:1]
-            groups.setdefault(group, []).append(_operation(method.upper(), path, facts, named, address))
-    sections = "\n".join(f"<section><h2>{escape(tag)}</h2>{''.join(parts)}</section>" for tag, parts in groups.items())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>bge serve: the API</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-</head>
-<body>
-<header><h1>The API of bge serve</h1>
-<nav><a href="./">what it serves</a> <a href="openapi.json">OpenAPI</a></nav></header>
-<main>
-<p>MODEL stands for one of the server's models. Where the server wants a key, add
-<code>-H 'Authorization: Bearer KEY'</code>.</p>
-{sections}
-</main>
-</body>
-</html>
-"""
-
-
-def _operation(method: str, path: str, facts: dict[str, Any], named: dict[str, Any], address: str) -> str:
-    body = facts.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
-    schema = _resolved(body, named) if body else {}
-    example = f"curl {address}{path}"
-    if body:
-        sent = json.dumps(_example(schema), ensure_ascii=False)
-        example += f" \\\n  -H 'Content-Type: application/json' \\\n  -d '{sent}'"
-    return (
-        f'<article><h3><code>{method} {escape(path)}</code> <span class="summary">{_prose(facts.get("summary", ""))}'
-        f"</span></h3><p>{_prose(facts.get('description', ''))}</p>{_fields(schema, named)}"
-        f"<pre>{escape(example)}</pre></article>"
-    )
-
-
-def _fields(schema: dict[str, Any], named: dict[str, Any]) -> str:
-    required = schema.get("required", [])
-    rows = "".join(
-        f"<tr><td>{_code(name)}</td><td>{escape(_type(field, named))}</td>"
-        f"<td>{'required' if name in required else _code(json.dumps(field.get('default')))}</td>"
-        f"<td>{_prose(field.get('description', ''))}</td></tr>"
-        for name, field in schema.get("properties", {}).items()
-    )
-    head = "<tr><th>Field</th><th>Type</th><th>Default</th><th>Meaning</th></tr>"
-    return f'<div class="wide"><table>{head}{rows}</table></div>' if rows else ""
-
-
-def _example(schema: dict[str, Any]) -> dict[str, object]:
-    """Return a body with the required fields, and with the texts, which one of several fields may bring."""
-    required = set(schema.get("required", []))
-    texts = [name for name in ("input", "texts", "inputs", "documents") if name in schema.get("properties", {})]
-    if texts and required.isdisjoint(texts):
-        required.add(texts[0])
-    return {name: sample for name, sample in _SAMPLES.items() if name in required}
-
-
-def _type(schema: dict[str, Any], named: dict[str, Any]) -> str:
-    """Return a field's type in words."""
-    schema = _resolved(schema, named)
-    if "const" in schema:
-        return json.dumps(schema["const"])
-    if "enum" in schema:
-        return " or ".join(map(json.dumps, schema["enum"]))
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_type(one, named) for one in schema["anyOf"]))
-    if schema.get("type") == "array":
-        inner = _type(schema.get("items", {}), named)
-        return f"list of ({inner})" if " or " in inner else f"list of {inner}"
-    if "properties" in schema:
-        inner = ", ".join(f"{name}: {_type(field, named)}" for name, field in schema["properties"].items())
-        return f"{{{inner}}}"
-    return str(schema.get("type", "any"))
-
-
-def _resolved(schema: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = named[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    return found
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
-
-
-def _prose(text: str) -> str:
-    """Return text as HTML, with what stands between backquotes as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))

@@ -33,7 +33,7 @@ Texts = Annotated[
 
 def is_query(input_type: str | None) -> bool:
     """Return whether a request's texts are queries."""
-    return input_type in ("query", "search_query")
+    return input_type in ("query", "search_query", "retrieval.query")
 
 
 def numbers_of(vectors: Rows, kind: str) -> list[Any]:

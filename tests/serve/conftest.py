@@ -9,7 +9,7 @@ from bge_integrations import BgeEmbedder, BgeReranker
 @pytest.fixture(scope="session")
 def server():
     """The address of a server of the two packaged models."""
-    with serving("--port", "0") as server:
+    with serving("--port", "0", "--allow-host", "gpu-box") as server:
         yield server.address
 
 

@@ -35,6 +35,7 @@ REQUESTS = {
     "/bge/submit pairs": {**PAIRS, "items": [["a", "b"], ["a", "c"]]},
     "/bge/describe": {**CALL, "path": None, "revision": None, "dtype": None, "like": None},
     "/bge/fingerprint": CALL,
+    "/bge/try": {"query": "a", "passages": ["a", "b"], "embedder": EMBEDDER, "reranker": RERANKER},
 }  # fmt: skip
 """A good request for every path, with every field that it has; what follows a space tells two of one path apart."""
 
@@ -190,8 +191,8 @@ def test_a_body_that_is_not_called_json_is_refused(request_, kind, http):
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_another_method_is_refused(request_, method, http):
-    if (request_, method) == ("/", "GET"):
-        return  # a page
+    if method == "GET" and request_ in ("/", "/bge/try"):
+        return  # a page, and what it asks for
     path, answer = http(request_, REQUESTS[request_], method)
     refused(path, answer)
     assert answer.status_code == 405
@@ -200,6 +201,20 @@ def test_another_method_is_refused(request_, method, http):
 @pytest.mark.parametrize("path", ["/v1/other", "/v2/other", "/other", "/bge/other", "/%00", "/..%2f..%2fetc/passwd"])
 def test_a_path_that_is_not_there_is_not_found(path, http):
     assert http(path, {})[1].status_code == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "localhost.evil.example", "[::1", "127.0.0.1.x"])
+def test_a_name_that_is_not_the_servers_is_refused(host, server):
+    """A page may let its own name lead a browser to this machine, and then ask the server as if it were its own."""
+    for path in {request.partition(" ")[0] for request in REQUESTS}:
+        answer = httpx.post(server + path, json={}, headers={"Host": host})
+        assert answer.status_code == 403
+        refused(path, answer, "--allow-host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:80", "192.0.2.1", "gpu-box:80"])
+def test_this_machine_addresses_and_allowed_names_pass(host, server):
+    assert httpx.get(f"{server}/health", headers={"Host": host}).status_code == 200
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,12 @@ def test_every_other_name_is_the_document_side(name, client, embedder):
     near(vectors_of(answer), embedder.encode_documents(TEXTS))
 
 
+@pytest.mark.parametrize(("task", "queries"), [("retrieval.query", True), ("retrieval.passage", False)])
+def test_jinas_name_of_the_side_counts_too(task, queries, client, embedder):
+    answer = client.embeddings.create(model=EMBEDDER, input=TEXTS, extra_body={"task": task})
+    near(vectors_of(answer), embedder.encode_queries(TEXTS) if queries else embedder.encode_documents(TEXTS))
+
+
 def test_the_end_of_the_models_name_chooses_the_side(client, embedder):
     of = {
         side: vectors_of(client.embeddings.create(model=EMBEDDER + side, input=TEXTS))
