@@ -51,7 +51,7 @@ embedder = BgeEmbedder(sys.argv[1], cache=sys.argv[2])
 for _ in range(int(sys.argv[3])):
     if os.fork() == 0:
         embedder.encode_queries(["how do I wrap a paragraph?"])
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())
         sys.stdin.read()
         os._exit(0)
 sys.stdin.read()
@@ -213,7 +213,9 @@ def latencies(model: str, own: str, repetitions: int) -> list[Measure]:
 
 def memory(model: str, own: str, alone: int) -> list[Measure]:
     """Memory (PSS) of clients and server together, against the bytes of one process that holds the model itself."""
-    server = next(p for p in psutil.process_iter(["cmdline"]) if own.removeprefix("unix://") in (p.cmdline() or ()))
+    server = next(
+        p for p in psutil.process_iter(["cmdline"]) if own.removeprefix("unix://") in (p.info["cmdline"] or ())
+    )
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(waiting(model, own)) for _ in range(PROCESSES)]
         started = pss(server.pid) + sum(pss(client.pid) for client in clients)
