@@ -3,10 +3,9 @@
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import fields, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -37,6 +36,7 @@ User = BgeEmbedder | BgeReranker
 SIDES: dict[str, Side] = {"-query": "query", "-passage": "document"}
 """Endings of a model's name in a request that choose the side, as on NVIDIA's servers."""
 
+_MOST_MADE = 256
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -64,10 +64,7 @@ class Served:
         self.started = int(time.time())
         self.users: dict[str, User] = {}
         self._names: dict[str, User] = {}
-        self._varied = lru_cache(maxsize=256)(_varied)
-        self._with_outputs = lru_cache(maxsize=64)(_with_outputs)
-        self._opened = lru_cache(maxsize=256)(_opened)
-        self._tokenizer = lru_cache(maxsize=64)(_tokenizer)
+        self._made: dict[Hashable, Any] = {}
         for model in models:
             self.add(model)
 
@@ -108,12 +105,17 @@ class Served:
         """Return an embedder of the model, with other arguments where a request asks for them."""
         asked = {"truncate_dim": dimensions, "normalize": normalize}
         changes = {name: value for name, value in asked.items() if value is not None}
-        embedder: BgeEmbedder = self._varied(self.find(name, "embedder"), **changes)
+        user: Any = self.find(name, "embedder")
+        embedder: BgeEmbedder = self._once(
+            (user, *changes.items()), lambda: replace(user, **changes) if changes else user
+        )
         return embedder
 
     def m3(self, name: str | None, outputs: Sequence[str]) -> BgeM3Embedder:
         """Return an embedder of the model that gives these outputs of bge-m3."""
-        return self._with_outputs(self.embedder(name), tuple(outputs))
+        embedder = self.embedder(name)
+        m3: BgeM3Embedder = self._once((embedder, tuple(outputs)), lambda: _with_outputs(embedder, tuple(outputs)))
+        return m3
 
     def reranker(self, name: str | None) -> BgeReranker:
         """Return the reranker of the model."""
@@ -139,10 +141,12 @@ class Served:
             ValueError: It runs another revision, dtype or catalogue row than the client asks for.
         """
         if self.any_model:
-            return self._opened(
-                self.cache, asked.kind, asked.path or asked.model, asked.revision, asked.dtype, asked.like,
-                asked.cache_folder, asked.local_files_only,
-            )  # fmt: skip
+            named = (asked.revision, asked.dtype, asked.like, asked.cache_folder, asked.local_files_only)
+            model = asked.path or asked.model
+            opened: User = self._once(
+                (asked.kind, model, *named), lambda: _opened(self.cache, asked.kind, model, *named)
+            )
+            return opened
         name = asked.model if asked.model in self._names else asked.path or asked.model
         user = self.find(name, asked.kind)
         source = user._sources[0]  # noqa: SLF001
@@ -237,7 +241,7 @@ class Served:
             side: Side = "query" if is_query(input_type) else "document"
             template = str(user.describe()[side])
             texts = [template.replace("{text}", text) for text in texts]
-        return list(texts), self._tokenizer(self.cache, user)
+        return list(texts), self._once((user, "tokenizer"), lambda: _tokenizer(self.cache, user))
 
     async def describe(self, user: User) -> dict[str, Any]:
         """Return the settings of a model."""
@@ -303,6 +307,15 @@ class Served:
         options = embedder._options[side]  # noqa: SLF001
         return await self.compute(http, embedder, options, texts, refuse_long=not cut)
 
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what has been made for a key, or make it; requests bring keys, so their number is limited."""
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= _MOST_MADE:
+                self._made.clear()
+            made = self._made[key] = make()
+        return made
+
     def _check_number(self, items: Sequence[Any]) -> None:
         if len(items) > self.max_texts:
             raise TooManyTextsError(
@@ -343,10 +356,6 @@ async def _cancel_when_gone(http: HttpRequest, future: "Future[Output]") -> None
     while (await http.receive())["type"] != "http.disconnect":
         pass
     future.cancel()
-
-
-def _varied(user: Any, **changes: Any) -> Any:
-    return replace(user, **changes) if changes else user
 
 
 def _tokenizer(cache: ModelCache, user: User) -> Any:

@@ -1,10 +1,12 @@
 """The process of `bge serve`: its sockets, its way to end, and when it leaves by itself."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from bge_integrations.runtime.auto import exclusive, listens
 _LEAVING_SECONDS = 2
 """Seconds that the end of the process takes after its last answer."""
 _BACKLOG = 2048
+_TRIM_SECONDS = 10
+"""Seconds between two times that a busy process hands freed memory back to the system."""
 
 
 class AddressTakenError(ValueError):
@@ -40,10 +44,12 @@ def run(app: FastAPI, listener: socket.socket, *, drain: int, idle_exit: float |
     server = _Server(config)
 
     async def serve() -> None:
-        watch = asyncio.create_task(_leave_when_idle(server, idle_exit)) if idle_exit else None
+        beside = [asyncio.create_task(_give_memory_back(server))]
+        if idle_exit:
+            beside.append(asyncio.create_task(_leave_when_idle(server, idle_exit)))
         await server.serve(sockets=[listener])
-        if watch:
-            watch.cancel()
+        for task in beside:
+            task.cancel()
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(serve())
@@ -98,6 +104,17 @@ class _Server(uvicorn.Server):
         finally:
             for which, handler in before.items():
                 signal.signal(which, handler)
+
+
+async def _give_memory_back(server: uvicorn.Server) -> None:
+    """Hand freed memory to the system: glibc keeps the gaps between blocks, which grow as long as sizes vary."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    calls = 0
+    while trim:
+        await asyncio.sleep(_TRIM_SECONDS)
+        if calls != server.server_state.total_requests:
+            calls = server.server_state.total_requests
+            await asyncio.to_thread(trim, 0)
 
 
 async def _leave_when_idle(server: uvicorn.Server, seconds: float) -> None:
