@@ -60,7 +60,7 @@ def test_other_weights_configuration_or_version_is_another_graph(own_folder, hom
     config = json.loads((own_folder / "config.json").read_text())
     (own_folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.5}))
     encode(own_folder)
-    monkeypatch.setattr(openvino_graph, "version", lambda name: f"{name} of another day")
+    monkeypatch.setattr(openvino_graph, "_version", lambda name: f"{name} of another day")
     encode(own_folder)
     assert len(list(home.iterdir())) == 4
 

@@ -207,14 +207,14 @@ def test_a_path_that_is_not_there_is_not_found(path, http):
 def test_a_name_that_is_not_the_servers_is_refused(host, server):
     """A page may let its own name lead a browser to this machine, and then ask the server as if it were its own."""
     for path in {request.partition(" ")[0] for request in REQUESTS}:
-        answer = httpx.post(server + path, json={}, headers={"Host": host})
+        answer = httpx.post(server + path, json={}, headers={"Host": host}, timeout=120)
         assert answer.status_code == 403
         refused(path, answer, "--allow-host")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:80", "192.0.2.1", "gpu-box:80"])
 def test_this_machine_addresses_and_allowed_names_pass(host, server):
-    assert httpx.get(f"{server}/health", headers={"Host": host}).status_code == 200
+    assert httpx.get(f"{server}/health", headers={"Host": host}, timeout=120).status_code == 200
 
 
 @pytest.fixture(scope="module")

@@ -149,8 +149,8 @@ async def test_answers_are_counted_by_path_and_status(app, cache, monkeypatch):
 
 @pytest.mark.enable_socket
 def test_a_server_gives_them(server):
-    httpx.post(f"{server}/bge/try", json={"query": "panda?", "passages": TEXTS}).raise_for_status()
-    found = samples(httpx.get(f"{server}/metrics").text)
+    httpx.post(f"{server}/bge/try", json={"query": "panda?", "passages": TEXTS}, timeout=120).raise_for_status()
+    found = samples(httpx.get(f"{server}/metrics", timeout=120).text)
     for model in (EMBEDDER, RERANKER):
         cut = [
             value

@@ -190,9 +190,9 @@ def test_examples_of_the_docs_work(server, page):
         model = RERANKER if "rerank" in url else EMBEDDER
         if rest:
             body = json.loads(rest[-1]) | ({"model": model} if "MODEL" in rest[-1] else {})
-            answer = httpx.post(url, json=body)
+            answer = httpx.post(url, json=body, timeout=120)
         else:
-            answer = httpx.get(url)
+            answer = httpx.get(url, timeout=120)
         of_m3 = url.removeprefix(server) in ("/embed_m3", "/embed_sparse")
         assert answer.status_code in ((400, 422) if of_m3 else (200,)), (url, answer.text)
 
@@ -234,10 +234,12 @@ def test_bad_input_is_refused(server, body, status, message):
 def test_tokens_and_cuts_are_exact(server):
     """The query's own limit cuts it to 384 tokens before the pair's limit of 512 matters."""
     query, passage = " ".join(["panda"] * 500), "panda bear"
-    answer = httpx.post(f"{server}/bge/try", json={"query": query, "passages": [passage]}).json()
+    answer = httpx.post(f"{server}/bge/try", json={"query": query, "passages": [passage]}, timeout=120).json()
 
     def tokens(text):
-        (found,) = httpx.post(f"{server}/tokenize", json={"inputs": text, "add_special_tokens": False}).json()
+        (found,) = httpx.post(
+            f"{server}/tokenize", json={"inputs": text, "add_special_tokens": False}, timeout=120
+        ).json()
         return len(found)
 
     (result,) = answer["results"]
