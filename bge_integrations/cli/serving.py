@@ -75,7 +75,7 @@ def serve(
     shared = {"like": like, "device": device, "dtype": dtype, "backend": backend, "cache": cache}
     app = create_app(
         [core_of(model, shared) for model in models or ()], cache=cache, api_keys=keys, max_body=max_body,
-        hosts=(allow_host or []) if local else None, max_texts=max_texts, any_model=auto,
+        hosts=allow_host or ([] if local else None), max_texts=max_texts, any_model=auto,
     )  # fmt: skip
     listener = run.listen_on_path(socket) if socket else run.listen_on_port(host, port)
     where = f"unix://{socket.absolute()}" if socket else "http://{}:{}".format(*listener.getsockname()[:2])

@@ -1,6 +1,5 @@
 """Addresses of servers, as the argument `cache=` takes them; `cache_at` in `cache.py` says when they count."""
 
-import os
 from functools import partial
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -20,14 +19,14 @@ def checked_cache(cache: object) -> CacheArgument:
         TypeError: It is neither a cache nor an address.
         ValueError: The address is none that can be reached.
     """
-    if isinstance(cache, str) or (cache is None and os.environ.get("BGE_CACHE")):
-        from bge_integrations.runtime import remote  # noqa: F401  before a web server forks, so that its workers share it
     if cache is None or isinstance(cache, ModelCache):
         return cache
     if not isinstance(cache, str):
         raise TypeError(
             f'cache= must be a ModelCache, an address such as "http://127.0.0.1:8080", or "auto", not {cache!r:.60}.'
         )
+    from bge_integrations.runtime import remote  # noqa: F401  now, so that what is forked later shares its memory
+
     if cache == AUTO:
         return cache
     address, key = _split(cache)

@@ -1,7 +1,7 @@
 """HTTP to one server, over connections that stay open: h11 writes and reads the messages, sockets carry them.
 
-Calls that wait have blocking sockets, for a lone query would lose more time in an event loop's thread than in the
-server; all others share an event loop. A general client such as httpx costs a short call 1 ms more.
+A call that waits has a blocking socket, as the way to another thread and back takes a good part of what asking a server
+costs at all; the other calls share an event loop.
 """
 
 import asyncio
@@ -21,6 +21,8 @@ Answer = tuple[int, bytes]
 
 _CONNECT_SECONDS = 0.9
 """Seconds after which a machine that does not answer at all counts as unreachable."""
+_HANDSHAKE_SECONDS = 5.0
+"""The same for a TLS handshake, which a busy server begins only when it gets round to it."""
 _MOST_FREE = 64
 """Most connections that are kept open while no request uses them."""
 _READ_BYTES = 1 << 18
@@ -148,8 +150,9 @@ class BlockingConnections:
 
     def close(self) -> None:
         """See `Connections`."""
-        while self._free:
-            self._free.pop()[0].close()
+        free, self._free = self._free, []
+        for connected, _ in free:
+            connected.close()
 
     def _take(self) -> tuple[socket.socket, Exchange] | None:
         while True:
@@ -171,11 +174,11 @@ class BlockingConnections:
             if where.socket is None:
                 connected = socket.create_connection((where.host, where.port), _CONNECT_SECONDS)
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connected.settimeout(None)
             else:
                 connected = _connected(where.socket)
         except OSError as error:
             raise UnreachableError(str(error)) from None
+        connected.settimeout(None)
         _check_user(connected, where.socket, connected.close)
         return connected, Exchange(where)
 
@@ -218,17 +221,18 @@ class LoopConnections:
 
     async def _open(self) -> "_Connection":
         loop, where = asyncio.get_running_loop(), self._address
+        seconds = _CONNECT_SECONDS + (_HANDSHAKE_SECONDS if where.secure else 0)
 
         def make() -> _Connection:
             return _Connection(Exchange(where))
 
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(seconds):
                 if where.socket is None:
                     return (await loop.create_connection(make, where.host, where.port, ssl=where.secure or None))[1]
                 transport, connection = await loop.create_unix_connection(make, where.socket)
         except TimeoutError:
-            raise UnreachableError(f"no answer within {_CONNECT_SECONDS} s") from None
+            raise UnreachableError(f"no answer within {seconds} s") from None
         except OSError as error:
             raise UnreachableError(str(error)) from None
         _check_user(transport.get_extra_info("socket"), where.socket, connection.close)
@@ -279,6 +283,7 @@ class _Connection(asyncio.Protocol):
 
 def _connected(path: str) -> socket.socket:
     connected = socket.socket(socket.AF_UNIX)
+    connected.settimeout(_CONNECT_SECONDS)
     try:
         connected.connect(path)
     except OSError:

@@ -191,11 +191,11 @@ class _Loop:
         self.thread.start()
 
     def stop(self) -> None:
-        def stop() -> None:
+        def end() -> None:
             _close()
             self.loop.stop()
 
-        self.loop.call_soon_threadsafe(stop)
+        self.loop.call_soon_threadsafe(end)
         self.thread.finished.wait(_STOP_SECONDS)
 
 
@@ -234,7 +234,7 @@ def _spawn(work: Coroutine[Any, Any, T]) -> "Future[T]":
 
 
 def _close() -> None:
-    for remote in _remotes.values():
+    for remote in list(_remotes.values()):
         remote.close()
 
 

@@ -138,8 +138,10 @@ class ModelUser:
     def _run(self, options: Options, items: Sequence[Any], bar_every: int | None) -> Rows:
         """Compute the rows of all items in one call or, for a bar to move, in calls of `bar_every` items."""
         if not bar_every:
-            request, cache = self._request(options, items), cache_at(self.cache)
-            output = cache.run(request) if len(self._sources) == 1 else wait(spread(request, self._sources, cache))
+            if len(self._sources) == 1:
+                output = cache_at(self.cache).run(self._request(options, items))
+            else:
+                output = wait(self._submit(options, items))
             if output.cuts:
                 self._report(output.cuts, output.max_length)
             return output.rows

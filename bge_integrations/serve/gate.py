@@ -43,7 +43,7 @@ class Gate:
         self._max_body = max_body
         self._requests = requests
         self._paths = paths
-        self._hosts = hosts
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, or answer with a refusal, and count the answer."""

@@ -37,6 +37,7 @@ SIDES: dict[str, Side] = {"-query": "query", "-passage": "document"}
 """Endings of a model's name in a request that choose the side, as on NVIDIA's servers."""
 
 _MOST_MADE = 256
+"""Most variants of models that are kept for requests to come."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -106,8 +107,8 @@ class Served:
         asked = {"truncate_dim": dimensions, "normalize": normalize}
         changes = {name: value for name, value in asked.items() if value is not None}
         user: Any = self.find(name, "embedder")
-        embedder: BgeEmbedder = self._once(
-            (user, *changes.items()), lambda: replace(user, **changes) if changes else user
+        embedder: BgeEmbedder = (
+            self._once((user, *changes.items()), lambda: replace(user, **changes)) if changes else user
         )
         return embedder
 

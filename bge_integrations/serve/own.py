@@ -147,7 +147,7 @@ ROUTES = [
     Route("/bge/fingerprint", fingerprint, methods=["POST"]),
     Route("/bge/stats", stats),
 ]
-"""The paths of `cache=`. FastAPI's own routes would take as long for a call as a small model takes for a query."""
+"""The paths of `cache=`: Starlette's routes, which look nothing up for a call that brings all it needs in its body."""
 
 
 def _json(data: object) -> Response:

@@ -38,7 +38,7 @@ def run(app: FastAPI, listener: socket.socket, *, drain: int, idle_exit: float |
         idle_exit: Seconds without a request after which the server leaves; None lets it stay.
     """
     config = uvicorn.Config(
-        app, access_log=False, proxy_headers=False, lifespan="on", log_level="warning", ws="none",
+        app, access_log=False, lifespan="on", log_level="warning", ws="none",
         timeout_graceful_shutdown=max(1, drain - _LEAVING_SECONDS),
     )  # fmt: skip
     server = _Server(config)

@@ -1,13 +1,17 @@
 """A cache behind an address gives what a cache of this process gives: numbers, order, warnings, errors."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 
 import numpy as np
 import pytest
+import trustme
 from serving import EMBEDDER, RERANKER, serving
 
 from bge_integrations import (
@@ -192,6 +196,33 @@ def test_a_forked_child_asks_by_connections_of_its_own(where):
     child.join()
     assert child.exitcode == 0
     np.testing.assert_allclose(BgeEmbedder(EMBEDDER, **where).encode_queries([QUERY]), expected, rtol=0, atol=1e-5)
+
+
+def test_a_server_behind_tls(tmp_path, monkeypatch):
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    script = f"""
+import asyncio, socket, uvicorn
+from bge_integrations.serve import create_app
+config = uvicorn.Config(create_app([{EMBEDDER!r}]), ssl_certfile={str(tmp_path / "server.pem")!r}, log_level="warning")
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+uvicorn.Server(config).run(sockets=[listener])
+"""
+    with (
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(server.kill)
+        there = BgeEmbedder(EMBEDDER, cache=f"https://localhost:{int(server.stdout.readline())}")
+        with pytest.raises(ServerUnavailableError, match="certificate verify failed"):
+            there.encode_queries([QUERY])
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        expected = BgeEmbedder(EMBEDDER).encode_queries([QUERY])
+        np.testing.assert_allclose(there.encode_queries([QUERY]), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(asyncio.run(there.aencode_queries([QUERY])), expected, rtol=0, atol=1e-5)
 
 
 def test_keys_too_many_texts_and_too_many_calls(tmp_path):

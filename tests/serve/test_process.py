@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from serving import EMBEDDER, RERANKER, Server, serving
 from bge_integrations import BgeEmbedder, BgeReranker
 from bge_integrations.errors import ServerUnavailableError
 from bge_integrations.runtime.auto import listens, socket_path
+from bge_integrations.runtime.remote import remote_cache
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.kill]
 
@@ -46,8 +48,6 @@ def until(condition, seconds=60.0):
 
 def busy(address):
     """Whether the server computes or has calls waiting."""
-    from bge_integrations.runtime.remote import remote_cache
-
     return any(model["queue_depth"] for model in remote_cache(address).stats()["models"])
 
 
@@ -75,6 +75,31 @@ def test_a_killed_server_fails_its_calls_at_once_and_the_next_one_takes_its_plac
         assert path.exists()  # nobody could remove it
     with serving("--socket", path):
         np.testing.assert_allclose(there.encode_queries([QUERY]), expected, rtol=0, atol=1e-5)
+
+
+def test_ctrl_c_ends_a_waiting_client_and_its_call(path):
+    script = f"""
+import signal
+from bge_integrations import BgeEmbedder
+signal.signal(signal.SIGINT, signal.default_int_handler)
+there = BgeEmbedder({EMBEDDER!r}, on_truncate="ignore")
+there.encode_queries(["ready?"])
+print("ready", flush=True)
+there.encode_documents([{BULK[0]!r}] * 900)
+"""
+    with serving("--socket", path) as server:
+        environment = os.environ | {"BGE_CACHE": server.address}
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              env=environment) as client:  # fmt: skip
+            assert client.stdout.readline() == "ready\n"
+            until(lambda: busy(server.address))
+            client.send_signal(signal.SIGINT)
+            interrupted = time.monotonic()
+            assert "KeyboardInterrupt" in client.communicate(timeout=30)[1]
+            assert time.monotonic() - interrupted < 3
+        until(lambda: not busy(server.address))
+        (model,) = remote_cache(server.address).stats()["models"]
+        assert model["tokens"] < 900 * 120 / 2  # each text has 122 tokens
 
 
 def test_sigterm_answers_what_runs_and_refuses_what_comes():
