@@ -219,6 +219,7 @@ def memory(model: str, own: str, alone: int) -> list[Measure]:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(waiting(model, own)) for _ in range(PROCESSES)]
         started = pss(server.pid) + sum(pss(client.pid) for client in clients)
+        own_bytes = [psutil.Process(client.pid).memory_full_info().uss / 1e6 for client in clients]
     command = [sys.executable, "-c", FORKED, model, own, str(PROCESSES)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
@@ -227,6 +228,7 @@ def memory(model: str, own: str, alone: int) -> list[Measure]:
         parent.communicate()
     name = f"{PROCESSES} client processes and the server, memory against one process"
     return [
+        measure("a client process, memory that it shares with none", "MB", own_bytes),
         measure(f"{name}: each started by itself", "times", [started / alone]),
         measure(f"{name}: forked after the import", "times", [together / alone]),
     ]
