@@ -67,6 +67,8 @@ LAWS = {
         "numpy",
         "huggingface_hub nncf openvino peft safetensors sentence_transformers tokenizers torch tqdm transformers",
     ),
+    "runtime.encoder_graph": law(CORE, "numpy openvino"),
+    "runtime.plain_tokenizer": law(CORE, "tokenizers"),
     "runtime.auto": law(f"__version__ {CORE}"),
     "runtime.connections": law(CORE, "h11"),
     "serve": law(
@@ -108,7 +110,7 @@ LAWS = {
     "cli.doctor": law("*", "rich", "huggingface_hub torch"),
     "cli.report": law("*", "rich", "matplotlib"),
     "cli.corpus": law("*", "langchain_core langchain_text_splitters", "transformers"),
-    "cli.store": law("*", "chromadb langchain_chroma langchain_core"),
+    "cli.store": law("*", "chromadb numpy", "langchain_chroma langchain_core"),
 }
 FRAMEWORK_SIGNATURES = (
     "langchain",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from rich.console import Console
 
+    from bge_integrations.stores.fusion import Identity
+
 EMBEDDER, RERANKER = "bge-integrations/mini-embedder-en", "bge-integrations/mini-reranker-en"
 
 
@@ -144,41 +146,43 @@ def ask(
 
     Sources below the current folder are shown relative to it.
     """
-    _require("chromadb", "langchain_chroma")
-    from bge_integrations.cli.store import open_store, remembered_model
-    from bge_integrations.langchain import BgeEmbeddings, BgeRerank, RerankingRetriever
+    _require("chromadb")
+    from bge_integrations import BgeEmbedder, BgeReranker
+    from bge_integrations.cli.store import filled_collection, model_of, nearest
     from bge_integrations.stores.fingerprint import check_fingerprint
 
-    model = remembered_model(store)
-    if model is None:
+    collection = filled_collection(store)
+    if collection is None:
         raise typer.BadParameter(f"{store} holds no index; make one with: bge index PATH --store {store}")
+    model = model_of(collection)
     reranker = _chosen_reranker(reranker, model)
     if reranker and fetch_k < top_n:
         raise typer.BadParameter(f"--fetch-k {fetch_k} is under --top-n {top_n}.", param_hint="--fetch-k")
-    embeddings = BgeEmbeddings(model=model, device=device, dtype=dtype, backend=backend)
-    chroma = open_store(store, model, embeddings)
+    embedder = BgeEmbedder(model, device=device, dtype=dtype, backend=backend)
+    check_fingerprint(collection, embedder.fingerprint)
+    vector = embedder.encode_queries([question])[0]
     if reranker is None:
-        check_fingerprint(chroma, embeddings.embedder.fingerprint)
-        for rank, (document, distance) in enumerate(chroma.similarity_search_with_score(question, k=top_n), start=1):
-            _show(rank, document, distance=distance)
+        for rank, (passage, distance) in enumerate(nearest(collection, vector, top_n), start=1):
+            _show(rank, passage, distance=distance)
         _console(stderr=True).print("No reranker was chosen: passages are in the order of retrieval.", style="yellow")
         return
-    rerank = BgeRerank(model=_absolute(reranker), device=device, dtype=dtype, backend=backend)
-    retriever = RerankingRetriever(vector_store=chroma, reranker=rerank, fetch_k=fetch_k, top_n=top_n)
-    for rank, document in enumerate(retriever.invoke(question), start=1):
-        scores = document.metadata
-        _show(rank, document, relevance=scores["relevance_score"], distance=scores["retrieval_score"])
+    passages = nearest(collection, vector, fetch_k)
+    scorer = BgeReranker(_absolute(reranker), device=device, dtype=dtype, backend=backend)
+    best = scorer.rerank(question, [passage.text for passage, _ in passages], top_n=top_n)
+    for rank, result in enumerate(best, start=1):
+        passage, distance = passages[result.index]
+        _show(rank, passage, relevance=result.score, distance=distance)
 
 
-def _show(rank: int, document: "Document", **scores: float) -> None:
+def _show(rank: int, passage: "Identity", **scores: float) -> None:
     numbers = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
-    source, folder = Path(document.metadata["source"]), Path.cwd()
+    source, folder = Path(str(passage.metadata["source"])), Path.cwd()
     if source.is_relative_to(folder):
         source = source.relative_to(folder)
-    place = f"{source}:{document.metadata['start_line']}"
+    place = f"{source}:{passage.metadata['start_line']}"
     console = _console()
     console.print(f"{rank}. {numbers}  {place}", style="bold", markup=False, highlight=False, soft_wrap=True)
-    console.print(document.page_content, markup=False, highlight=False, soft_wrap=True)
+    console.print(passage.text, markup=False, highlight=False, soft_wrap=True)
     console.print()
 
 

@@ -179,7 +179,7 @@ def _choices(found: list[dict[str, Any]]) -> dict[str, str]:
     choices = {"device": next((one["device"] for one in found if one["best"]), "none")}
     for kind in ("cuda", "mps", "cpu"):
         numbers = f"{devices.default_dtype(kind)}, {devices.default_batch_tokens(kind)} tokens per forward"
-        large = "openvino for encoders of 50 MB or more, else " if kind == "cpu" and openvino_pays_here() else ""
+        large = "openvino for encoders of 10 MB or more, else " if kind == "cpu" and openvino_pays_here() else ""
         choices[f"backend on {kind}"] = f"{large}torch ({numbers})"
     choices["backend of other architectures"] = "sentence_transformers"
     return choices

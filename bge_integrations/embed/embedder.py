@@ -1,6 +1,5 @@
 """Embedders turn texts into vectors, queries and documents with separate methods."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -159,6 +158,8 @@ class Embedder(ModelUser, Generic[E]):
     async def _aencode(self, texts: Iterable[str], side: Side, show_progress: bool) -> E:
         listed = checked_texts(texts)
         if not listed:
+            import asyncio
+
             return await asyncio.to_thread(self._no_result)
         rows = await self._arun(self._options[side], listed, PROGRESS_CHUNK if show_progress else None)
         return await off_loop(len(rows), self._result, rows)
@@ -320,6 +321,8 @@ async def ato_lists(vectors: FloatArray) -> list[list[float]]:
     """Turn rows into lists as `to_lists` does, in another thread where that takes long."""
     if vectors.size <= _SLICE:
         return to_lists(vectors)
+    import asyncio
+
     return await asyncio.to_thread(to_lists, vectors)
 
 

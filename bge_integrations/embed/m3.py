@@ -1,6 +1,5 @@
 """bge-m3: dense, sparse and token vectors from one forward, and the scores that they give."""
 
-import asyncio
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -177,6 +176,8 @@ async def arank(
     embedder: BgeM3Embedder, query: str, texts: list[str], weights: Sequence[float], top_n: int | None
 ) -> list[tuple[int, float]]:
     """Rank texts as `rank` does, without blocking the event loop."""
+    import asyncio
+
     if not texts:
         return []
     queries, scores = await embedder.aencode_queries([query]), list[float]()

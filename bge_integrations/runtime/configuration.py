@@ -4,7 +4,9 @@ Fine-tunes keep what their training had set: another attention, tuples instead o
 these settings changes a text's numbers, and all of them are decided here.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from bge_integrations.runtime.folder import Folder
@@ -30,6 +32,22 @@ _PACKAGING = {
 comes from the model's key in the cache."""
 _FOR_THE_LIBRARY = ("return_dict", "output_attentions", "chunk_size_feed_forward")
 """Keys of `_PACKAGING` that would make sentence-transformers fail; it decides the others by itself."""
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and reports off stderr; what they report is checked here and raised or logged."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def configuration(resolved: Resolved) -> Any:

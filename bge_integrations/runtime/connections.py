@@ -1,14 +1,13 @@
 """HTTP to one server, over connections that stay open: h11 writes and reads the messages, sockets carry them.
 
 A call that waits has a blocking socket, as the way to another thread and back takes a good part of what asking a server
-costs at all; the other calls share an event loop.
+costs at all; the other calls share an event loop (`loop_connections.py`).
 """
 
-import asyncio
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +18,9 @@ import h11
 Answer = tuple[int, bytes]
 """The status and the body of an answer."""
 
-_CONNECT_SECONDS = 0.9
+CONNECT_SECONDS = 0.9
 """Seconds after which a machine that does not answer at all counts as unreachable."""
-_HANDSHAKE_SECONDS = 5.0
-"""The same for a TLS handshake, which a busy server begins only when it gets round to it."""
-_MOST_FREE = 64
+MOST_FREE = 64
 """Most connections that are kept open while no request uses them."""
 _READ_BYTES = 1 << 18
 
@@ -138,7 +135,7 @@ class BlockingConnections:
         except BaseException:
             connected.close()
             raise
-        if exchange.can_go_on() and len(self._free) < _MOST_FREE:
+        if exchange.can_go_on() and len(self._free) < MOST_FREE:
             self._free.append((connected, exchange))
         else:
             connected.close()
@@ -172,118 +169,20 @@ class BlockingConnections:
         where = self._address
         try:
             if where.socket is None:
-                connected = socket.create_connection((where.host, where.port), _CONNECT_SECONDS)
+                connected = socket.create_connection((where.host, where.port), CONNECT_SECONDS)
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             else:
                 connected = _connected(where.socket)
         except OSError as error:
             raise UnreachableError(str(error)) from None
         connected.settimeout(None)
-        _check_user(connected, where.socket, connected.close)
+        check_user(connected, where.socket, connected.close)
         return connected, Exchange(where)
-
-
-class LoopConnections:
-    """Connections for the coroutines of one event loop."""
-
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._free: list[_Connection] = []
-
-    async def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes, *, anew: bool) -> Answer:
-        """See `Connections`."""
-        connection = (None if anew else self._take()) or await self._open()
-        try:
-            answer = await connection.answer_to(connection.exchange.ask(method, path, headers, body))
-        except BaseException:
-            connection.close()
-            raise
-        if connection.exchange.can_go_on() and len(self._free) < _MOST_FREE:
-            self._free.append(connection)
-        else:
-            connection.close()
-        return answer
-
-    async def outcome(self, future: "Future[None]") -> None:
-        """See `Connections`."""
-        await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        """See `Connections`."""
-        while self._free:
-            self._free.pop().close()
-
-    def _take(self) -> "_Connection | None":
-        while self._free:
-            if (connection := self._free.pop()).is_open():
-                return connection
-        return None
-
-    async def _open(self) -> "_Connection":
-        loop, where = asyncio.get_running_loop(), self._address
-        seconds = _CONNECT_SECONDS + (_HANDSHAKE_SECONDS if where.secure else 0)
-
-        def make() -> _Connection:
-            return _Connection(Exchange(where))
-
-        try:
-            async with asyncio.timeout(seconds):
-                if where.socket is None:
-                    return (await loop.create_connection(make, where.host, where.port, ssl=where.secure or None))[1]
-                transport, connection = await loop.create_unix_connection(make, where.socket)
-        except TimeoutError:
-            raise UnreachableError(f"no answer within {seconds} s") from None
-        except OSError as error:
-            raise UnreachableError(str(error)) from None
-        _check_user(transport.get_extra_info("socket"), where.socket, connection.close)
-        return connection
-
-
-class _Connection(asyncio.Protocol):
-    """One connection of an event loop."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        self._transport: asyncio.Transport
-        self._answer: asyncio.Future[Answer] | None = None
-
-    def answer_to(self, request: bytes) -> Awaitable[Answer]:
-        """Send a request, and return its answer."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return self._answer
-
-    def is_open(self) -> bool:
-        return not self._transport.is_closing()
-
-    def close(self) -> None:
-        self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  for mypy
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._answer.done():
-            self.close()  # nothing was asked
-            return
-        try:
-            if (answer := self.exchange.read(data)) is not None:
-                self._answer.set_result(answer)
-        except BrokenError as error:
-            self._answer.set_exception(error)
-
-    def eof_received(self) -> None:
-        self.data_received(b"")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(BrokenError(repr(error)))
 
 
 def _connected(path: str) -> socket.socket:
     connected = socket.socket(socket.AF_UNIX)
-    connected.settimeout(_CONNECT_SECONDS)
+    connected.settimeout(CONNECT_SECONDS)
     try:
         connected.connect(path)
     except OSError:
@@ -292,7 +191,7 @@ def _connected(path: str) -> socket.socket:
     return connected
 
 
-def _check_user(connected: socket.socket, path: str | None, close: Callable[[], None]) -> None:
+def check_user(connected: socket.socket, path: str | None, close: Callable[[], None]) -> None:
     """Refuse a Unix socket behind which a process of another user listens."""
     if path is not None and (user := _user_behind(connected, path)) != os.getuid():
         close()

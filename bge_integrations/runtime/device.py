@@ -34,6 +34,12 @@ _UNITS = {
 }
 
 
+_GPU_FILES = {
+    "linux": ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd"),
+    "win32": (r"C:\Windows\System32\nvcuda.dll",),
+}
+"""Files of a GPU's driver, by `sys.platform`: NVIDIA's, Jetson's, Windows' for Linux, AMD's."""
+
 _IMPORTED_BY_LOADS = ("torch", "transformers", "sentence_transformers", "openvino", "bge_integrations")
 _half_imported = threading.Event()
 
@@ -109,6 +115,8 @@ def resolve_device(device: str | None) -> str:
             "This process was forked while its parent loaded its first model, so torch is only half imported. Start "
             'workers with multiprocessing.get_context("spawn"), or fork before or after that load.'
         )
+    if device == "cpu" or (device is None and not _may_have_gpu()):
+        return "cpu"
     import torch
 
     if torch.cuda._is_in_bad_fork():  # noqa: SLF001 - asks without touching the GPU
@@ -126,6 +134,12 @@ def resolve_device(device: str | None) -> str:
     if not there:
         raise ValueError(f'device="{device}" is not on this machine. Use device=None for the best one there is.')
     return device
+
+
+def _may_have_gpu() -> bool:
+    """Return False where there can be no GPU, without an import of torch, which takes seconds."""
+    files = _GPU_FILES.get(sys.platform)
+    return files is None or any(map(os.path.exists, files))
 
 
 def default_dtype(device: str) -> str:

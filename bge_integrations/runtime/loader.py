@@ -3,6 +3,7 @@
 import functools
 import gc
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,17 @@ from bge_integrations.errors import BgeError, MissingWeightsError, UnsupportedMo
 from bge_integrations.inference.backends.base import Backend, DeviceMemoryError
 from bge_integrations.inference.engine import Engine
 from bge_integrations.inference.heads import Dense, Head, Layers, Logit
-from bge_integrations.process import ForkSafeLock, device_lock, is_of_shutdown
+from bge_integrations.process import ForkSafeLock, device_lock, give_freed_memory_back, is_of_shutdown
 from bge_integrations.runtime import openvino_graph
 from bge_integrations.runtime.adapter import brought, merged, whole
-from bge_integrations.runtime.configuration import configuration, library_arguments, plain
+from bge_integrations.runtime.configuration import configuration, library_arguments, plain, quiet_transformers
 from bge_integrations.runtime.device import default_batch_tokens
 from bge_integrations.runtime.folder import LOCAL, Folder
+from bge_integrations.runtime.plain_tokenizer import LoadedTokenizer
 from bge_integrations.runtime.request import ModelKey, Resolved
 from bge_integrations.runtime.resolve import openvino_failure
 from bge_integrations.runtime.tokenizer import load_tokenizer, text_tokenizer
-from bge_integrations.runtime.weights import refuse_damaged
+from bge_integrations.runtime.weights import Tensors, read_tensors, refuse_damaged
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,9 @@ def single_threaded_from_now_on() -> None:
 
     OpenMP's threads do not exist in the child, and waiting for them would never end.
     """
-    import torch
-
-    torch.set_num_threads(1)
+    set_threads = getattr(sys.modules.get("torch"), "set_num_threads", None)  # half imported it has none yet
+    if set_threads:
+        set_threads(1)
 
 
 def load(resolved: Resolved, max_waiting: int) -> Engine:
@@ -54,15 +56,14 @@ def load(resolved: Resolved, max_waiting: int) -> Engine:
     """
     key = resolved.key
     started = time.perf_counter()
-    with _one_load, _quiet(), _explained(resolved.folder):
+    with _one_load, _explained(resolved.folder):
         tokenizer = load_tokenizer(resolved)
         texts = text_tokenizer(tokenizer, resolved.folder)
         if key.backend == "sentence_transformers":
             backend = _pipeline(resolved, tokenizer)
         elif key.backend == "openvino":
-            module = partial(_encoder_module, resolved, "float32", "sdpa")
-            pad_id = tokenizer.pad_token_id or 0
-            backend = openvino_graph.load_backend(resolved, texts, pad_id=pad_id, module=module)
+            pad_id = tokenizer.special.get("pad_token", 0)
+            backend = openvino_graph.load_backend(resolved, texts, pad_id=pad_id, tensors=partial(_tensors, resolved))
         else:
             backend = _model(resolved, tokenizer)
         _collect_once()
@@ -86,6 +87,7 @@ def _collect_once() -> None:
     Otherwise it would go through them all in the middle of some later call, and hold every thread for some 250 ms.
     """
     gc.collect()
+    give_freed_memory_back()
 
 
 @contextmanager
@@ -104,23 +106,8 @@ def _explained(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and reports off stderr; what they report is checked here and raised or logged."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _model(resolved: Resolved, tokenizer: Any) -> Backend:
+@quiet_transformers()
+def _model(resolved: Resolved, tokenizer: LoadedTokenizer) -> Backend:
     if architecture_of(resolved.folder.model_type).layerwise:
         return _layerwise(resolved)
     language_model = resolved.spec is not None and resolved.spec.family == "llm"
@@ -129,14 +116,23 @@ def _model(resolved: Resolved, tokenizer: Any) -> Backend:
 
 def quantized_graph(resolved: Resolved, texts: Sequence[str]) -> Any:
     """Quantize an encoder to an int8 graph for OpenVINO, calibrated on texts; raises as `load` does."""
-    with _one_load, _quiet():
+    with _one_load:
         tokenizer = text_tokenizer(load_tokenizer(resolved), resolved.folder)
-        return openvino_graph.quantized_graph(
-            resolved.folder, tokenizer, lambda: _encoder_module(resolved, "float32", "sdpa"), texts
-        )
+        return openvino_graph.quantized_graph(resolved.folder, tokenizer, partial(_tensors, resolved), texts)
 
 
-def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
+def _tensors(resolved: Resolved) -> Tensors:
+    """Return an encoder's weights by name: as safetensors hold them, else as torch has loaded them."""
+    folder = resolved.folder
+    files = folder.weights()
+    if not folder.adapter and all(file.suffix == ".safetensors" for file in files):
+        return read_tensors(files)
+    with quiet_transformers():
+        module = _encoder_module(resolved, "float32", "sdpa")
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def _encoder(resolved: Resolved, tokenizer: LoadedTokenizer) -> Backend:
     from bge_integrations.inference.backends import varlen
     from bge_integrations.inference.backends.fused import Fusing
     from bge_integrations.inference.backends.graphs import ForwardGraphs
@@ -158,8 +154,8 @@ def _encoder(resolved: Resolved, tokenizer: Any) -> Backend:
     on_cuda = not padded_because and key.device.startswith("cuda")
     engine = f"padded: {padded_because}" if padded_because else "packed"
     failure = openvino_failure(key)
-    special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-    unused = tuple({token for token in special if token is not None})
+    names = ("cls_token", "eos_token", "pad_token", "unk_token")
+    unused = tuple({tokenizer.special[name] for name in names if name in tokenizer.special})
     backend = partial(M3Backend, unused=unused) if folder.heads else TorchBackend
     return backend(
         model,
@@ -297,14 +293,15 @@ def _padded_reason(resolved: Resolved) -> str:
     return varlen.kernel_refusal(key.device, key.dtype, head_size)
 
 
-def _pipeline(resolved: Resolved, tokenizer: Any) -> Backend:
+@quiet_transformers()
+def _pipeline(resolved: Resolved, tokenizer: LoadedTokenizer) -> Backend:
     import torch
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
     from bge_integrations.inference.backends.sentence_transformers import SentenceTransformersBackend
 
     key, folder = resolved.key, resolved.folder
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id = tokenizer.special.get("pad_token", tokenizer.special.get("eos_token"))
     given = library_arguments(folder, pad_id)
     with whole(folder) as root:
         model: Any = (CrossEncoder if folder.is_reranker else SentenceTransformer)(

@@ -1,16 +1,16 @@
-"""Graphs for OpenVINO: a model is converted from its torch module once, to int8 if wanted, and kept on disk.
+"""Graphs for OpenVINO: a model's is made once, in int8 if wanted, and kept on disk, where processes share its memory.
 
 `bge_integrations/openvino` in the user's cache has a folder for each graph; any may be deleted at any time.
 """
 
 import hashlib
+import importlib
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,27 +27,30 @@ from bge_integrations.inference.tokenize import TextTokenizer
 from bge_integrations.runtime.folder import OPENVINO_GRAPH, Folder, content_hash
 from bge_integrations.runtime.request import Resolved
 from bge_integrations.runtime.resolve import require_openvino
+from bge_integrations.runtime.weights import Tensors
 
 logger = logging.getLogger(__name__)
 
 Graph = Any
 """An `openvino.Model`."""
-Module = Callable[[], Any]
-"""A function that loads the torch module in float32."""
+Weights = Callable[[], Tensors]
+"""A function that gives a model's tensors."""
+_RECIPE = 2
+"""Raise it when `encoder_graph` makes another graph: those that are kept are then made anew."""
 
 _TEXTS = Path(__file__).with_name("calibration.txt")
 _NNCF_SCRIPT = Path(__file__).with_name("nncf_script.py")
 _MOST_TEXTS = 300
 _MOST_TOKENS = 512
 _QUERY_CHARACTERS = 80
-_BLOCKED = "openvino_telemetry"
+_CONVERTER = "openvino.tools.ovc"
 
 
-def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, module: Module) -> Backend:
-    """Load the model on OpenVINO; `module` is called only where no graph is kept.
+def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, tensors: Weights) -> Backend:
+    """Load the model on OpenVINO; `tensors` is called only where no graph is kept.
 
     Raises:
-        UnsupportedModelError: OpenVINO cannot convert or compile it.
+        UnsupportedModelError: OpenVINO cannot run it.
     """
     with _naming_openvino():
         import_openvino()
@@ -60,9 +63,9 @@ def load_backend(resolved: Resolved, tokenizer: TextTokenizer, *, pad_id: int, m
     elif key.dtype == "int8":
         texts = default_texts()
         facts = [*_facts(folder, tokenizer), _version("nncf"), *texts]
-        read = _kept(facts, partial(quantized_graph, folder, tokenizer, module, texts))
+        read = _kept(facts, partial(quantized_graph, folder, tokenizer, tensors, texts))
     else:
-        read = _kept(_facts(folder, tokenizer), partial(_converted, tokenizer, module))
+        read = _kept(_facts(folder, tokenizer), partial(_graph, folder, tokenizer, tensors))
     precision = "f32" if key.dtype == "float32" else "bf16"
     with _naming_openvino():
         return OpenVinoBackend(
@@ -97,7 +100,7 @@ def default_texts() -> list[str]:
     return _TEXTS.read_text(encoding="utf-8").splitlines()
 
 
-def quantized_graph(folder: Folder, tokenizer: TextTokenizer, module: Module, texts: Sequence[str]) -> Graph:
+def quantized_graph(folder: Folder, tokenizer: TextTokenizer, tensors: Weights, texts: Sequence[str]) -> Graph:
     """Quantize the model to int8, its ranges calibrated on texts, or on some of them if there are many.
 
     Raises:
@@ -108,7 +111,7 @@ def quantized_graph(folder: Folder, tokenizer: TextTokenizer, module: Module, te
     import_openvino()
     inputs = _inputs(folder, tokenizer, texts[:: -(-len(texts) // _MOST_TEXTS)])
     with TemporaryDirectory(prefix="bge-openvino-") as work:
-        save_graph(_converted(tokenizer, module), Path(work) / "float32.xml")
+        save_graph(_graph(folder, tokenizer, tensors), Path(work) / "float32.xml")
         np.savez(Path(work) / "inputs.npz", **inputs)  # type: ignore[arg-type]  # none is called "allow_pickle"
         command = [sys.executable, "-P", str(_NNCF_SCRIPT), work]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
@@ -147,17 +150,22 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 def import_openvino() -> None:
-    """Import openvino without the package through which it would report its use over the network."""
+    """Import openvino without its converter, which tells its makers over the network that it was imported.
+
+    The converter is also a third of what openvino takes to import. It is imported when somebody calls it.
+    """
     if "openvino" in sys.modules:
         return
-    present = sys.modules.get(_BLOCKED)
-    sys.modules[_BLOCKED] = None  # type: ignore[assignment]  # importing it now raises ImportError
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # importing it now raises ImportError
     try:
-        import openvino  # noqa: F401
+        import openvino
     finally:
-        del sys.modules[_BLOCKED]
-        if present is not None:
-            sys.modules[_BLOCKED] = present
+        del sys.modules[_CONVERTER]
+    openvino.convert_model = _convert_model
+
+
+def _convert_model(*arguments: Any, **named: Any) -> Any:
+    return importlib.import_module(_CONVERTER).convert_model(*arguments, **named)
 
 
 def _kept(facts: Sequence[object], make: Callable[[], Graph]) -> Callable[[], Graph]:
@@ -194,28 +202,21 @@ def _version(package: str) -> str:
 
 
 def _facts(folder: Folder, tokenizer: TextTokenizer) -> list[object]:
-    """Return the facts that decide a converted graph."""
+    """Return the facts that decide a graph."""
     weights = [content_hash(file) for file in folder.weights()]
-    return [_version("openvino"), weights, dict(folder.config), folder.is_reranker, _takes_types(tokenizer)]
+    return [_RECIPE, _version("openvino"), weights, dict(folder.config), folder.is_reranker, _takes_types(tokenizer)]
 
 
 def _takes_types(tokenizer: TextTokenizer) -> bool:
     return tokenizer.texts([""], max_length=8)[0].types is not None
 
 
-def _converted(tokenizer: TextTokenizer, module: Module) -> Graph:
-    import openvino
-    import torch
+def _graph(folder: Folder, tokenizer: TextTokenizer, tensors: Weights) -> Graph:
+    from bge_integrations.runtime.encoder_graph import encoder_graph
 
-    ids, mask = torch.ones((2, 8), dtype=torch.int64), torch.ones((2, 8), dtype=torch.int64)
-    mask[1, 4:] = 0
-    example = {"input_ids": ids, "attention_mask": mask}
-    if _takes_types(tokenizer):
-        example["token_type_ids"] = torch.zeros_like(ids)
-    loaded = module().eval()
-    with warnings.catch_warnings(), torch.inference_mode(), _naming_openvino():
-        warnings.simplefilter("ignore")
-        return openvino.convert_model(loaded, example_input=example)
+    weights = tensors()
+    with _naming_openvino():
+        return encoder_graph(folder, weights, typed=_takes_types(tokenizer))
 
 
 def _read(file: Path, *, mapped: bool) -> Graph:

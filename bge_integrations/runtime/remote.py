@@ -1,9 +1,9 @@
 """A cache that lives in another process: the client of `bge serve`.
 
-A call that waits asks the server in its own thread; for all others one thread of the process waits.
+A call that waits asks the server in its own thread; for all others one thread of the process waits, and only that needs
+asyncio, so it is imported there.
 """
 
-import asyncio
 import atexit
 import contextlib
 import json
@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bge_integrations import errors
 from bge_integrations.errors import InputTooLongError, ServerUnavailableError
@@ -22,12 +23,14 @@ from bge_integrations.runtime.connections import (
     BlockingConnections,
     BrokenError,
     Connections,
-    LoopConnections,
     UnreachableError,
 )
 from bge_integrations.runtime.replicas import joined
 from bge_integrations.runtime.request import ModelSource, Options, Request, TextOptions
 from bge_integrations.runtime.wire import about, pack_request, to_json, unpack_output
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -62,13 +65,20 @@ class RemoteCache:
         self._start = start
         self._address = Address(address)
         self._blocking = BlockingConnections(self._address)
-        self._shared = LoopConnections(self._address)
+
+    @cached_property
+    def _shared(self) -> Connections:
+        from bge_integrations.runtime.loop_connections import LoopConnections
+
+        return LoopConnections(self._address)
 
     def submit(self, request: Request) -> "Future[Output]":
         """Send a call and return the future of its output, without waiting; cancelling it cancels the call there.
 
         The future fails with the error that the server reports, or with `ServerUnavailableError`.
         """
+        import asyncio
+
         parts, gate = list(_parts(request)), asyncio.Semaphore(_PARTS_UNDER_WAY)
         futures = [_spawn(self._computed(part, gate)) for part in parts]
         return futures[0] if len(futures) == 1 else joined(futures)
@@ -101,7 +111,8 @@ class RemoteCache:
     def close(self) -> None:
         """Close the connections that no call uses."""
         self._blocking.close()
-        self._shared.close()
+        if "_shared" in vars(self):
+            self._shared.close()
 
     def __repr__(self) -> str:
         return f"RemoteCache({self.address!r})"
@@ -113,7 +124,9 @@ class RemoteCache:
         refuse_lost_threads()
         return _at_once(self._send(self._blocking, method, path, body))
 
-    async def _computed(self, part: Request, gate: asyncio.Semaphore) -> Output:
+    async def _computed(self, part: Request, gate: "asyncio.Semaphore") -> Output:
+        import asyncio
+
         async with gate:
             try:
                 return unpack_output(await self._send(self._shared, "POST", "/bge/submit", pack_request(part)))
@@ -186,6 +199,8 @@ class _Loop:
     """The event loop on which this process waits for servers, and its thread."""
 
     def __init__(self) -> None:
+        import asyncio
+
         self.loop = asyncio.new_event_loop()
         self.thread = PackageThread("bge-client", self.loop.run_forever)
         self.thread.start()
@@ -227,6 +242,8 @@ def _spawn(work: Coroutine[Any, Any, T]) -> "Future[T]":
         with _naming:
             if not _loops:
                 _loops.append(_Loop())
+        import asyncio
+
         return asyncio.run_coroutine_threadsafe(work, _loops[0].loop)
     except BaseException:
         work.close()

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 _CLASS_OF = {"embedder": "BgeEmbedder", "reranker": "BgeReranker"}
 _WEIGHTS = (".safetensors", ".bin")
 _openvino_failures: dict[tuple[str, str], str] = {}
-_WORTH_CONVERTING = 50_000_000
-"""Bytes of weights from which backend="auto" takes OpenVINO; a smaller model is rarely run long enough to gain."""
+_WORTH_COMPILING = 10_000_000
+"""Bytes of weights from which backend="auto" takes OpenVINO; torch has loaded and run a smaller model in less time."""
 
 
 def resolve(source: ModelSource, located: Located) -> Resolved:
@@ -199,7 +199,7 @@ def _openvino_pays(source: ModelSource, folder: Folder) -> bool:
         source.backend == "auto"
         and source.dtype in (None, "float32")
         and not folder.heads
-        and sum(f.stat().st_size for f in folder.path.iterdir() if f.suffix in _WEIGHTS) >= _WORTH_CONVERTING
+        and sum(f.stat().st_size for f in folder.path.iterdir() if f.suffix in _WEIGHTS) >= _WORTH_COMPILING
         and openvino_pays_here()
         and resolve_device(source.device).startswith("cpu")
     )

@@ -1,6 +1,5 @@
 """The base class of embedders and rerankers, the checks of their inputs, and the stream of their results."""
 
-import asyncio
 import inspect
 import os
 import warnings
@@ -355,6 +354,8 @@ async def off_loop(items: int, function: Callable[..., T], *arguments: object) -
     """Call a function on so many items and return its result: for many, in a thread, so that the event loop goes on."""
     if items <= _AT_ONCE:
         return function(*arguments)
+    import asyncio
+
     try:
         running = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     except RuntimeError:  # the interpreter ends, and no executor takes work any more

@@ -4,13 +4,19 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bge_integrations.errors import MissingWeightsError
 from bge_integrations.runtime.folder import Folder
 from bge_integrations.runtime.modules import AGAIN, LFS_POINTER
+
+Tensors = Mapping[str, NDArray[Any]]
+"""Tensors by their names in the checkpoint."""
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -46,6 +52,26 @@ def _safetensors_bytes(file: Path, dtype: str) -> int:
         raise MissingWeightsError(
             f"{file} is truncated, or no safetensors file: it has {size} bytes ({error}). Download it again."
         ) from error
+
+
+def read_tensors(files: Iterable[Path]) -> Tensors:
+    """Read the float tensors of safetensors files; those in bfloat16 become float32, for numpy has no bfloat16."""
+    tensors = dict[str, NDArray[Any]]()
+    for file in files:
+        content = np.fromfile(file, np.uint8)
+        start = 8 + int(content[:8].view("<u8")[0])
+        for name, facts in json.loads(content[8:start].tobytes()).items():
+            if facts.get("dtype") in _FLOATS:
+                first, last = facts["data_offsets"]
+                numbers = _floats(content[start + first : start + last], facts["dtype"])
+                tensors[name] = numbers.reshape(facts["shape"])
+    return tensors
+
+
+def _floats(content: NDArray[np.uint8], stored: str) -> NDArray[Any]:
+    if stored == "BF16":  # the upper half of a float32
+        return (content.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return content.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[stored])
 
 
 def _item_bytes(stored: str, dtype: str) -> float:

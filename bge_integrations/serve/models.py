@@ -360,7 +360,7 @@ async def _cancel_when_gone(http: HttpRequest, future: "Future[Output]") -> None
 
 
 def _tokenizer(cache: ModelCache, user: User) -> Any:
-    tokenizer = load_tokenizer(cache.resolve(user._sources[0])).backend_tokenizer  # noqa: SLF001
+    tokenizer = load_tokenizer(cache.resolve(user._sources[0])).fast  # noqa: SLF001
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

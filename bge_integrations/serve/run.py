@@ -1,12 +1,10 @@
 """The process of `bge serve`: its sockets, its way to end, and when it leaves by itself."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from bge_integrations.process import give_freed_memory_back
 from bge_integrations.runtime.auto import exclusive, listens
 
 _LEAVING_SECONDS = 2
@@ -107,14 +106,13 @@ class _Server(uvicorn.Server):
 
 
 async def _give_memory_back(server: uvicorn.Server) -> None:
-    """Hand freed memory to the system: glibc keeps the gaps between blocks, which grow as long as sizes vary."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    """Hand freed memory to the system: the gaps between blocks grow as long as sizes vary."""
     calls = 0
-    while trim:
+    while True:
         await asyncio.sleep(_TRIM_SECONDS)
         if calls != server.server_state.total_requests:
             calls = server.server_state.total_requests
-            await asyncio.to_thread(trim, 0)
+            await asyncio.to_thread(give_freed_memory_back)
 
 
 async def _leave_when_idle(server: uvicorn.Server, seconds: float) -> None:

@@ -103,7 +103,7 @@ def test_offline_is_said():
 def test_what_is_taken_is_what_an_embedder_takes(there, bert_embedder, cache, monkeypatch):
     find_spec = resolve.find_spec
     monkeypatch.setattr(resolve, "find_spec", lambda name: find_spec(name) if there or name != "openvino" else None)
-    monkeypatch.setattr(resolve, "_WORTH_CONVERTING", 0)
+    monkeypatch.setattr(resolve, "_WORTH_COMPILING", 0)
     taken = BgeEmbedder(str(bert_embedder), cache=cache, device="cpu").describe()
     told = facts()["auto"]
     assert told["backend on cpu"].split()[0] == taken["backend"] == ("openvino" if there else "torch")

@@ -165,27 +165,27 @@ def test_int8_is_a_model_of_its_own(bert_embedder, cache):
     assert fingerprint(dtype="int8") == fingerprint(backend="openvino", dtype="int8") != exact
 
 
-def test_auto_takes_it_for_models_worth_converting(minilm, bert_embedder, m3, cache, monkeypatch):
+def test_auto_takes_it_for_models_worth_compiling(minilm, bert_embedder, m3, cache, monkeypatch):
     def chosen(folder, **arguments):
         return BgeEmbedder(str(folder), cache=cache, **arguments).describe()["backend"]
 
     assert chosen(minilm, device="cpu") == "openvino"
     assert chosen(minilm, device="cpu", dtype="bfloat16") == "torch"
     assert chosen(bert_embedder, device="cpu") == "torch"
-    monkeypatch.setattr(resolve, "_WORTH_CONVERTING", 0)
+    monkeypatch.setattr(resolve, "_WORTH_COMPILING", 0)
     assert chosen(bert_embedder, device="cpu", dtype="float32") == "openvino"
     assert chosen(m3, device="cpu", like="BAAI/bge-m3") == "torch"
     monkeypatch.setattr(resolve, "find_spec", lambda name: None)
     assert chosen(bert_embedder, device="cpu:0", dtype="float32", local_files_only=True) == "torch"
 
 
-@pytest.mark.parametrize("step", ["convert_model", "Core"])
+@pytest.mark.parametrize("step", ["Model", "Core"])
 def test_auto_goes_on_with_torch_where_openvino_fails(step, tmp_path, cache, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("no such operation")
 
     folder = str(tiny.make_bert_embedder(tmp_path / "model", seed=5))
-    monkeypatch.setattr(resolve, "_WORTH_CONVERTING", 0)
+    monkeypatch.setattr(resolve, "_WORTH_COMPILING", 0)
     expected = BgeEmbedder(folder, cache=ModelCache(), device="cpu", backend="torch").encode_documents(LINES)
     monkeypatch.setattr(openvino, step, fail)
     with caplog.at_level("WARNING", logger="bge_integrations"):

@@ -23,15 +23,15 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def conversions(monkeypatch):
-    """The folders whose weights torch has loaded."""
-    loaded, original = [], loader._encoder_module
+    """The folders whose weights were read to make a graph."""
+    read, original = [], loader._tensors
 
-    def counted(resolved, *arguments):
-        loaded.append(resolved.key.model)
-        return original(resolved, *arguments)
+    def counted(resolved):
+        read.append(resolved.key.model)
+        return original(resolved)
 
-    monkeypatch.setattr(loader, "_encoder_module", counted)
-    return loaded
+    monkeypatch.setattr(loader, "_tensors", counted)
+    return read
 
 
 def encode(folder, **arguments):
