@@ -72,11 +72,15 @@ def main() -> None:
         model = str(make_embedder(Path(folder), SHAPES[arguments.shape]))
         fitting = [text for text in Texts(arguments.data).mixed(2 * arguments.texts) if len(text.split()) < LONGEST]
         documents = fitting[: arguments.texts]
-        with waiting(model, "") as process:  # the only one yet, so that it shares the file of weights with none
+        with waiting(model, ""):  # it writes the graph
+            pass
+        with waiting(model, "") as process:  # like the server below it shares the file of weights with none
             alone = pss(process.pid)
+        with serving(model, "--socket", f"{folder}/bge.sock") as own:
+            measures = memory(model, own, alone)
         with serving(model, "--port", "0") as web, serving(model, "--socket", f"{folder}/bge.sock") as own:
             ratios = compare(jobs(model, web, own, documents), arguments.repetitions)
-            measures = [*latencies(model, own, arguments.repetitions), *memory(model, own, alone)]
+            measures = [*latencies(model, own, arguments.repetitions), *measures]
         with others(model) as peers, serving(model, "--port", "0") as web:
             agree(model, web, peers, documents)
             ratios += compare(beside(model, web, peers, documents), arguments.repetitions)
