@@ -6,6 +6,8 @@ padding. Every forward is given the texts' boundaries as `cu_seqlens`; there is 
 
 import functools
 import inspect
+import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -95,24 +97,29 @@ def _shape(query: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def kernel_refusal(device: str, dtype: str, head_size: int) -> str:
-    """Return why torch's variable-length kernel cannot run a model; "" if it can."""
+    """Return why no variable-length kernel of torch can run a model; "" if one can."""
     if dtype == "float32":
         return "torch's variable-length kernel has no float32"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "torch's variable-length kernel needs compute capability 8.0"
     if head_size > 256 or head_size % 8:
         return f"torch's variable-length kernel has no head size {head_size}"
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return f"torch {torch.__version__} has no variable-length kernel"
-    missing = {"scale", "window_size", "enable_gqa"} - set(inspect.signature(varlen_attn).parameters)
-    return (
-        f"torch {torch.__version__}'s variable-length kernel takes no {', '.join(sorted(missing))}" if missing else ""
-    )
+    if not torch.backends.cuda.is_flash_attention_available():
+        return f"torch {torch.__version__} was built without flash attention"
+    return ""
 
 
 _refused = functools.cache(kernel_refusal)
+
+
+@functools.cache
+def _public_kernel() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """Return torch's own function, from torch 2.10 on, and the names of its arguments; None where it has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _kernel(
@@ -125,15 +132,30 @@ def _kernel(
     sliding_window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    """Compute attention by torch's public function if that takes what this model needs, else by the operator below it.
 
-    back = -1 if sliding_window is None else sliding_window - 1
-    window = (back, 0) if causal else (back, back)
+    The public one knows scale and window since torch 2.11, and key heads that several query heads share since 2.12.
+    """
     q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
-    out = varlen_attn(
-        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-        scale=scaling, window_size=window, enable_gqa=k.shape[1] != q.shape[1],
-    )  # fmt: skip
+    ends = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    near = sliding_window is not None and sliding_window < max_seqlen
+    back = sliding_window - 1 if near and sliding_window else -1
+    window = (back, 0 if causal else back)
+    needed: dict[str, Any] = {}
+    if not math.isclose(scaling, q.shape[-1] ** -0.5):
+        needed["scale"] = scaling
+    if window != (-1, -1):
+        needed["window_size"] = window
+    if k.shape[1] != q.shape[1]:
+        needed["enable_gqa"] = True
+    public = _public_kernel()
+    if public and public[1].issuperset(needed):
+        out = public[0](q, k, v, *ends, **needed)
+    else:
+        operator = torch.ops.aten._flash_attention_forward  # noqa: SLF001 - what torch's own function calls
+        out = operator(
+            q, k, v, *ends, 0.0, causal, False, scale=scaling, window_size_left=window[0], window_size_right=window[1]
+        )[0]
     return cast("torch.Tensor", out).unsqueeze(0)
 
 
