@@ -48,6 +48,7 @@ check: setup  ## format, lint, types
 bench: setup  ## measured against the peers: make bench DATA=path/to/data; without DATA on docstrings, no labelled sets
 	$(BIN)/python -m pip install --quiet --no-deps --target build/benchmarks/packages --requirement benchmarks/peers.txt
 	$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks.fresh
 
 bench-serve: setup build/benchmarks/infinity/.ready  ## the server beside one process and others; memory of 16 clients
 	$(BIN)/python -m benchmarks.serving $(if $(DATA),--data $(DATA))

@@ -128,7 +128,7 @@ def save_graph(graph: Graph, file: Path) -> None:
 
 
 def graphs_folder() -> Path:
-    """Return the folder where converted graphs are kept."""
+    """Return the folder where graphs are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bge_integrations" / "openvino"
 
 

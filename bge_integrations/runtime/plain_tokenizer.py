@@ -66,13 +66,15 @@ def plain_tokenizer(folder: Folder) -> LoadedTokenizer | None:
     where, config, kind = folder.tokenizer_path, folder.tokenizer, _KINDS.get(folder.model_type)
     if kind is None or config.get("tokenizer_class") not in kind.classes or not (where / "tokenizer.json").is_file():
         return None
-    known = {*kind.tokens, *_READ, *_WITHOUT_EFFECT}
-    if not config or {key for key, value in config.items() if value} - known or (where / "added_tokens.json").is_file():
+    types = ["token_type_ids"] if kind.takes_types else []
+    usual = {"padding_side": "right", "model_input_names": ["input_ids", *types, "attention_mask"]}
+    unusual = {key for key, value in config.items() if value and value != usual.get(key)}
+    if not config or unusual - {*kind.tokens, *_READ, *_WITHOUT_EFFECT} or (where / "added_tokens.json").is_file():
         return None
     fast = Tokenizer.from_file(str(where / "tokenizer.json"))
     added = fast.get_added_tokens_decoder()
     held, numbered = {t.content: t for t in added.values()}, {number: t.content for number, t in added.items()}
-    named = {name: _content(config.get(name, usual)) for name, usual in kind.tokens.items()}
+    named = {name: _content(config.get(name, token)) for name, token in kind.tokens.items()}
     mapped = read_object(where / "special_tokens_map.json")
     listed = config.get("added_tokens_decoder") or {}
     if (

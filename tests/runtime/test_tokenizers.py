@@ -62,6 +62,10 @@ READ = {
         clean_up_tokenization_spaces=True, name_or_path="/a/b", special_tokens_map_file="/c",
         tokenizer_class="BertTokenizerFast",
     ),
+    "as transformers saves it": lambda folder: AutoTokenizer.from_pretrained(folder).save_pretrained(folder),
+    "the usual inputs": lambda folder: settings(
+        folder, padding_side="right", model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    ),
     "no class": lambda folder: settings(folder, tokenizer_class=None),
     "tokens listed": lists_tokens,
     "tokens mapped": lambda folder: settings(
@@ -139,6 +143,8 @@ def test_xlm_roberta(config, tmp_path):
     folder = tiny.make_xlmr_embedder(tmp_path, modules=False)
     assert plain_tokenizer(read_folder(folder)) is None  # without a table transformers builds another normaliser
     like_bge_m3(folder, **config)
+    if not config:
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     read = plain_tokenizer(read_folder(folder))
     fast, special, *rest = as_transformers_makes_it(folder)
     assert comparable(read.fast) == fast
