@@ -135,7 +135,7 @@ class _Encoder:
         if tensor is None or not _fits(tensor.shape, shape):
             raise MissingWeightsError(
                 f"The checkpoint in {self._folder.path} lacks the tensor {name}, or has it in another shape than "
-                f"config.json says. It would run on random weights, so it is refused: use a complete checkpoint."
+                "config.json says. It would run on random weights, so it is refused: use a complete checkpoint."
             )
         return ops.constant(np.require(tensor, np.float32, ["C", "A"]), shared_memory=True)
 

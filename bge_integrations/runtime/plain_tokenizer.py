@@ -69,7 +69,10 @@ def plain_tokenizer(folder: Folder) -> LoadedTokenizer | None:
     types = ["token_type_ids"] if kind.takes_types else []
     usual = {"padding_side": "right", "model_input_names": ["input_ids", *types, "attention_mask"]}
     unusual = {key for key, value in config.items() if value and value != usual.get(key)}
-    if not config or unusual - {*kind.tokens, *_READ, *_WITHOUT_EFFECT} or (where / "added_tokens.json").is_file():
+    side = config.get("truncation_side", "right")
+    if not config or unusual - {*kind.tokens, *_READ, *_WITHOUT_EFFECT} or side not in ("left", "right"):
+        return None
+    if (where / "added_tokens.json").is_file():
         return None
     fast = Tokenizer.from_file(str(where / "tokenizer.json"))
     added = fast.get_added_tokens_decoder()
@@ -86,7 +89,7 @@ def plain_tokenizer(folder: Folder) -> LoadedTokenizer | None:
     ):
         return None
     special = {name: number for name, token in named.items() if (number := fast.token_to_id(token)) is not None}
-    return LoadedTokenizer(fast, special, kind.takes_types, config.get("truncation_side") == "left", False)
+    return LoadedTokenizer(fast, special, kind.takes_types, keeps_end=side == "left", splits_special=False)
 
 
 def _content(token: Any) -> str:

@@ -84,6 +84,7 @@ LEFT = {
     ),
     "do_lower_case against the file": lambda folder: settings(folder, do_lower_case=False),
     "strip_accents against the file": lambda folder: settings(folder, strip_accents=True),
+    "cut on no side": lambda folder: settings(folder, truncation_side="up"),
     "another token": lambda folder: settings(folder, cls_token="[MASK]"),
     "a token that takes spaces": lambda folder: settings(folder, mask_token={"content": "[MASK]", "lstrip": True}),
     "one more token": lambda folder: settings(folder, additional_special_tokens=["[X]"]),
