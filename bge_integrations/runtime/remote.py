@@ -120,7 +120,7 @@ class RemoteCache:
     def _asked(self, method: str, path: str, body: bytes) -> bytes:
         """Send a request from this thread and return the body of the answer."""
         if self._address.secure:
-            return wait(_spawn(self._send(self._shared, method, path, body)))
+            return wait(_spawn(self._send_on_loop(method, path, body)))
         refuse_lost_threads()
         return _at_once(self._send(self._blocking, method, path, body))
 
@@ -129,12 +129,16 @@ class RemoteCache:
 
         async with gate:
             try:
-                return unpack_output(await self._send(self._shared, "POST", "/bge/submit", pack_request(part)))
+                return unpack_output(await self._send_on_loop("POST", "/bge/submit", pack_request(part)))
             except _TooMuchError as error:
                 if len(part.items) == 1:
                     raise InputTooLongError(str(error)) from None
         halves = [self._computed(half, gate) for half in _parts(part, most=(len(part.items) + 1) // 2)]
         return await asyncio.wrap_future(joined([_spawn(half) for half in halves]))
+
+    async def _send_on_loop(self, method: str, path: str, body: bytes) -> bytes:
+        """Send a request as `_send` does, over the shared connections, which only the loop's thread makes and uses."""
+        return await self._send(self._shared, method, path, body)
 
     async def _send(self, connections: Connections, method: str, path: str, body: bytes) -> bytes:
         """Send a request and return the body of the answer.

@@ -138,8 +138,7 @@ def _kernel(
     """
     q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
     ends = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    near = sliding_window is not None and sliding_window < max_seqlen
-    back = sliding_window - 1 if near and sliding_window else -1
+    back = sliding_window - 1 if sliding_window and sliding_window < max_seqlen else -1
     window = (back, 0 if causal else back)
     needed: dict[str, Any] = {}
     if not math.isclose(scaling, q.shape[-1] ** -0.5):
